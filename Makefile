@@ -1,0 +1,90 @@
+# Every target prepares what it needs: a virtualenv in .venv and, as root on Debian, the system packages.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/pytest $(PYTEST_ARGS)
+SOURCES := rafs fuse builder backend tools tests
+
+BUILD_PACKAGES := python3-venv python3-dev gcc pkg-config libfuse3-dev fuse3
+DEMO_PACKAGES := $(BUILD_PACKAGES) docker-registry
+TEST_PACKAGES := $(DEMO_PACKAGES) skopeo umoci erofs-utils attr zstd nginx-light openssl
+BENCH_PACKAGES := $(DEMO_PACKAGES) erofs-utils squashfs-tools zstd
+
+.PHONY: help demo test test-all check bench fuzz fmt docs clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo      build, push, mount lazily and read a real tree'
+	@echo 'make test      formatting, linters, types, then unit to integration tests'
+	@echo 'make test-all  the same and the fuzz targets for a minute each'
+	@echo 'make check     formatting, linters and types only'
+	@echo 'make bench     measure against tar, mkfs.erofs, squashfs and ext4'
+	@echo 'make fuzz      fuzz every parser (FUZZ_SECONDS=60 each)'
+	@echo 'make fmt       format and fix;  make docs: write docs/errors.md again'
+
+demo: $(VENV)/.demo-packages $(VENV)/.installed
+	$(BIN)/python -m tools.demo
+
+test: $(VENV)/.test-packages check
+	$(PYTEST)
+
+test-all: test fuzz
+
+check: $(VENV)/.installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+bench: $(VENV)/.bench-packages $(VENV)/.installed-bench
+	$(BIN)/python -m tools.bench $(BENCH_ARGS)
+
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/.installed-fuzz
+	@set -e; for target in tests/fuzz/fuzz_*.py; do \
+		echo "$$target: $(FUZZ_SECONDS) s"; \
+		$(BIN)/python "$$target" -max_total_time=$(FUZZ_SECONDS) -verbosity=0; \
+	done
+
+fmt: $(VENV)/.installed-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m tools.error_table > docs/errors.md.new && mv docs/errors.md.new docs/errors.md
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# One stamp for each set of packages and each set of extras: the second run has nothing to do.
+$(VENV)/.build-packages: .ci/packages
+	@.ci/packages $(BUILD_PACKAGES)
+	@mkdir -p $(VENV) && touch $@
+
+$(VENV)/.demo-packages: .ci/packages
+	@.ci/packages $(DEMO_PACKAGES)
+	@mkdir -p $(VENV) && touch $@
+
+$(VENV)/.test-packages: .ci/packages
+	@.ci/packages $(TEST_PACKAGES)
+	@mkdir -p $(VENV) && touch $@
+
+$(VENV)/.bench-packages: .ci/packages
+	@.ci/packages $(BENCH_PACKAGES)
+	@mkdir -p $(VENV) && touch $@
+
+$(VENV)/.installed: pyproject.toml .ci/venv $(VENV)/.build-packages
+	@PYTHON='$(PYTHON)' .ci/venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@PYTHON='$(PYTHON)' .ci/venv $(VENV) test,check
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@PYTHON='$(PYTHON)' .ci/venv $(VENV) test,bench
+	@touch $@
+
+$(VENV)/.installed-fuzz: $(VENV)/.installed
+	@PYTHON='$(PYTHON)' .ci/venv $(VENV) test,fuzz
+	@touch $@

@@ -1,0 +1,1 @@
+"""Mounting: the transport-free filesystem and the drivers on it."""

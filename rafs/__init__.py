@@ -1,0 +1,1 @@
+"""RAFS v6: the image format. Pure: bytes in, values out."""

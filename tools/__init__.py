@@ -1,0 +1,1 @@
+"""The nydus-py command line: one module per verb."""

@@ -1,0 +1,51 @@
+"""Reads a blob's chunk table from the end of the blob itself, for images whose bootstrap layer has none."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import trio
+
+from backend.bootstrap_layer import BLOB_META_SIZE_MAX_BYTES, blob_meta_name
+from backend.contract import BackendError, BlobReader
+from backend.publishing import reporting_writes
+from rafs.blob_table import BlobEntry, BlobFeatures
+from rafs.blobmeta import HEADER_SIZE, BlobMetaHeader, check_against_blob, node_form
+from rafs.codec import CodecError, decompress
+from rafs.record import FormatError
+
+_ELSEWHERE = BlobFeatures.SEPARATE | BlobFeatures.ENCRYPTED | BlobFeatures.TARFS
+
+
+class BlobMetaBroken(BackendError):
+    """The chunk table at the end of a blob is missing, damaged or not what the bootstrap says."""
+
+    message = "{where}: no usable chunk table at the end of blob {blob_id}: {why}"
+    exit_code: ClassVar[int] = 114
+
+
+async def fetch_blob_meta(reader: BlobReader, entry: BlobEntry, directory: Path, where: str) -> None:
+    """Stores the chunk table of `entry` as a node-side file in `directory`: one range of the blob is read.
+
+    Raises `BlobMetaBroken`, `CannotWrite` and what the reader raises.
+    """
+    if entry.features & _ELSEWHERE:
+        why = f"blobs with features {int(entry.features):#x} keep it elsewhere"
+        raise BlobMetaBroken(where=where, blob_id=entry.blob_id, why=why)
+    if max(entry.ci_compressed_size, entry.ci_uncompressed_size) > BLOB_META_SIZE_MAX_BYTES:
+        why = f"its size of {entry.ci_uncompressed_size} bytes is over {BLOB_META_SIZE_MAX_BYTES}"
+        raise BlobMetaBroken(where=where, blob_id=entry.blob_id, why=why)
+    tail = await reader.read_range(entry.ci_offset, entry.ci_compressed_size + HEADER_SIZE)
+    target = directory / blob_meta_name(entry.blob_id)
+    await trio.to_thread.run_sync(_store, tail, entry, target, where)
+
+
+def _store(tail: bytes, entry: BlobEntry, target: Path, where: str) -> None:
+    view = memoryview(tail)
+    try:
+        header = BlobMetaHeader.unpack(view[entry.ci_compressed_size :], entry.ci_offset)
+        check_against_blob(header, entry)
+        array = decompress(entry.ci_compressor, view[: entry.ci_compressed_size], entry.ci_uncompressed_size)
+    except (FormatError, CodecError) as error:
+        raise BlobMetaBroken(where=where, blob_id=entry.blob_id, why=str(error)) from error
+    with reporting_writes(target):
+        target.write_bytes(node_form(array, header))

@@ -1,0 +1,264 @@
+"""The cache directory: one decoded sparse file for each blob, and which of its chunks are there.
+
+A chunk lies decoded and verified at its uncompressed offset in `blobs/<id>.blob.data`. It is *ready* from
+the moment its bytes are written: this process uses it at once. It is *marked* in the chunk map, for other
+processes and the next start, by a flush, after its bytes have been made durable; so whatever instant a
+process dies at, every marked chunk is whole.
+
+Concurrency: `store` runs in worker threads and touches the file only. Everything else that changes presence
+(`add`, `flush`, `forget`) belongs to the trio thread; `flush` and `forget` hand the slow part to a thread and
+hold `_flush_lock` meanwhile. Nobody may keep "chunk n is ready" across a checkpoint: chunks may be forgotten.
+"""
+
+import errno
+import fcntl
+import logging
+import mmap
+import os
+from collections import OrderedDict
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import trio
+
+from backend.chunkmap import ChunkMap
+from rafs.errors import NydusError
+from rafs.record import FormatError
+
+log = logging.getLogger(__name__)
+
+OVERFLOW_BYTES = 32 << 20
+"""Decoded bytes of one blob that are kept in memory while the disk takes no more."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class CacheUnusable(NydusError):
+    """The cache directory cannot be used."""
+
+    message = "cache {path}: {why}; use another directory (--cache-dir) or free space"
+    exit_code: ClassVar[int] = 122
+
+
+@dataclass(frozen=True, slots=True)
+class BlobShape:
+    """What the cache has to know of a blob: its name, the bytes of its decoded file, its number of chunks."""
+
+    blob_id: str
+    size_bytes: int
+    chunk_count: int
+
+
+class CachedBlob:
+    """The decoded file of one blob. Made by `BlobCache.open`."""
+
+    def __init__(self, shape: BlobShape, file_descriptor: int, chunk_map: ChunkMap) -> None:
+        """Takes over `file_descriptor` and `chunk_map`."""
+        self.shape = shape
+        self._fd = file_descriptor
+        self._map = chunk_map
+        self._mapping = mmap.mmap(file_descriptor, shape.size_bytes, prot=mmap.PROT_READ)
+        self._view = memoryview(self._mapping)
+        # Ready, not yet marked: chunk -> bytes written.
+        self._unmarked: dict[int, int] = {}
+        self._unmarked_bytes = 0
+        self._overflow: OrderedDict[int, bytes] = OrderedDict()
+        self._overflow_bytes = 0
+        self._disk_full_told = False
+        self._flush_lock = trio.Lock()
+
+    def is_ready(self, index: int) -> bool:
+        """Whether the decoded bytes of chunk `index` are in the file now."""
+        return index in self._map or index in self._unmarked
+
+    def view(self, offset: int, size: int) -> memoryview:
+        """Bytes of the decoded file, not copied. They mean something only where chunks are ready."""
+        return self._view[offset : offset + size]
+
+    def store(self, offset: int, data: bytes | memoryview) -> None:
+        """Writes decoded bytes at `offset`; raises `OSError`. Blocking: for worker threads."""
+        remaining = memoryview(data)
+        while remaining:
+            written = os.pwrite(self._fd, remaining, offset)
+            remaining = remaining[written:]
+            offset += written
+
+    def add(self, index: int, size_bytes: int) -> None:
+        """Makes a chunk that `store` has written ready; the next flush marks it."""
+        self._unmarked[index] = size_bytes
+        self._unmarked_bytes += size_bytes
+        self._drop_overflow(index)
+
+    def add_unstored(self, index: int, data: bytes, error: OSError) -> None:
+        """Keeps the newest chunks that the disk had no room for; says so once."""
+        if not self._disk_full_told:
+            self._disk_full_told = True
+            log.warning(
+                "cache of blob %s: %s; reads go on from memory and the source, free space in the cache",
+                self.shape.blob_id[:12],
+                error.strerror,
+            )
+        self._drop_overflow(index)
+        self._overflow[index] = data
+        self._overflow_bytes += len(data)
+        while self._overflow_bytes > OVERFLOW_BYTES:
+            _, dropped = self._overflow.popitem(last=False)
+            self._overflow_bytes -= len(dropped)
+
+    def unstored(self, index: int) -> bytes | None:
+        """The bytes of a chunk that is in memory only."""
+        return self._overflow.get(index)
+
+    @property
+    def unmarked_bytes(self) -> int:
+        """Decoded bytes that a flush would mark."""
+        return self._unmarked_bytes
+
+    def usage_bytes(self) -> int:
+        """Disk space that the decoded file takes."""
+        return os.fstat(self._fd).st_blocks * 512
+
+    def ready_count(self) -> int:
+        """Number of ready chunks."""
+        return self._map.count() + sum(1 for index in self._unmarked if index not in self._map)
+
+    async def flush(self) -> None:
+        """Makes what was added durable, then marks it. Chunks whose bytes the disk lost are forgotten."""
+        async with self._flush_lock:
+            batch = dict(self._unmarked)
+            if not batch:
+                return
+            try:
+                await trio.to_thread.run_sync(self._make_durable, batch.keys())
+            except OSError as error:
+                log.warning(
+                    "cache of blob %s: %s; its latest chunks will be fetched again",
+                    self.shape.blob_id[:12],
+                    error.strerror,
+                )
+            for index, size in batch.items():
+                if self._unmarked.pop(index, None) is not None:
+                    self._unmarked_bytes -= size
+
+    async def forget(self, indexes: Collection[int]) -> None:
+        """Makes chunks absent, in this process and in others. Their bytes stay in the file, unused."""
+        async with self._flush_lock:
+            for index in indexes:
+                self._unmarked_bytes -= self._unmarked.pop(index, 0)
+                self._drop_overflow(index)
+            await trio.to_thread.run_sync(self._map.remove, indexes)
+
+    def close(self) -> None:
+        """Gives the files back; what is not flushed will be fetched again. Views must be gone. Idempotent."""
+        if self._mapping.closed:
+            return
+        self._view.release()
+        self._mapping.close()
+        self._map.close()
+        os.close(self._fd)
+
+    def _make_durable(self, indexes: Collection[int]) -> None:
+        os.fdatasync(self._fd)
+        self._map.add(indexes)
+
+    def _drop_overflow(self, index: int) -> None:
+        dropped = self._overflow.pop(index, None)
+        if dropped is not None:
+            self._overflow_bytes -= len(dropped)
+
+
+class BlobCache:
+    """A cache directory. Any number of processes and mounts may use it at once."""
+
+    def __init__(self, directory: Path) -> None:
+        """Makes `directory`/blobs; raises `CacheUnusable`."""
+        self.directory = directory / "blobs"
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise CacheUnusable(path=directory, why=error.strerror) from error
+
+    def open(self, shape: BlobShape) -> CachedBlob:
+        """The decoded file of a blob, made when it is not there. Blocking.
+
+        A file of a wrong size and a chunk map that is none, or belongs to another file, are replaced with a
+        WARNING; processes that still use the replaced ones keep a consistent pair. Raises `CacheUnusable`.
+        """
+        data_path = self.directory / f"{shape.blob_id}.blob.data"
+        try:
+            with self._locked():
+                return self._open(shape, data_path, data_path.with_name(data_path.name + ".chunk_map"))
+        except OSError as error:
+            raise CacheUnusable(path=data_path, why=error.strerror) from error
+
+    def usage_bytes(self) -> int:
+        """Disk space that all files of the cache take."""
+        return sum(path.stat().st_blocks * 512 for path in self.directory.iterdir())
+
+    def _open(self, shape: BlobShape, data_path: Path, map_path: Path) -> CachedBlob:
+        fd = _open_data(data_path, shape.size_bytes)
+        if fd is None:
+            # A map without its data file tells of chunks that are gone: it must go first.
+            map_path.unlink(missing_ok=True)
+            fd = _create_data(data_path, shape.size_bytes)
+        try:
+            chunk_map = _open_map(map_path, shape.chunk_count, fd)
+            chunk_map = chunk_map or ChunkMap.create(map_path, shape.chunk_count)
+            return CachedBlob(shape, fd, chunk_map)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Nobody else opens, makes or replaces files of the cache meanwhile."""
+        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+
+def _open_data(path: Path, size_bytes: int) -> int | None:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    found = os.fstat(fd).st_size
+    if found == size_bytes:
+        return fd
+    os.close(fd)
+    log.warning("%s has %d bytes instead of %d: it is thrown away", path, found, size_bytes)
+    return None
+
+
+def _create_data(path: Path, size_bytes: int) -> int:
+    # Never in place: others may have the old file mapped, and a shortened mapping kills them.
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(fd, size_bytes)
+        os.rename(fresh, path)
+    except BaseException:
+        os.close(fd)
+        fresh.unlink(missing_ok=True)
+        raise
+    return fd
+
+
+def _open_map(path: Path, chunk_count: int, data_fd: int) -> ChunkMap | None:
+    try:
+        chunk_map = ChunkMap.open(path, chunk_count)
+    except FileNotFoundError:
+        return None
+    except FormatError as error:
+        log.warning("%s: %s: it is made anew", path, error)
+        return None
+    if os.fstat(data_fd).st_blocks == 0 and chunk_map.count():
+        log.warning("%s marks chunks of a data file that is empty: it is made anew", path)
+        chunk_map.close()
+        return None
+    return chunk_map

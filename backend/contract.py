@@ -1,0 +1,52 @@
+"""The contract that every source of blob bytes keeps."""
+
+from typing import ClassVar, Protocol
+
+from rafs.errors import NydusError
+
+
+class BackendError(NydusError):
+    """A source could not give what was asked."""
+
+    message = "{where}: {why}"
+    exit_code: ClassVar[int] = 30
+
+
+class BlobNotFound(BackendError):
+    """The source has no such blob."""
+
+    message = "{where}: no such blob or image; check the name, the tag and the repository"
+    exit_code = 31
+
+
+class ShortRead(BackendError):
+    """The source gave fewer bytes than it has promised, or none at all."""
+
+    message = "{where}: asked for {length} bytes at offset {offset}, got {got}"
+    exit_code = 32
+    retryable = True
+
+
+class BlobReader(Protocol):
+    """Reads ranges of one encoded blob.
+
+    Implementations are safe for concurrent use from many trio tasks, and a cancelled call leaves
+    them usable. Every method is a checkpoint.
+    """
+
+    async def size(self) -> int:
+        """Length of the blob in bytes. Raises `BlobNotFound` or another `BackendError`."""
+        ...
+
+    async def read_range(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from byte `offset`.
+
+        `length` of 0 gives b"". Raises `ValueError` for a negative argument, `ShortRead` for a
+        range that ends past the blob, and other `BackendError`s when the source fails. Bytes are
+        not verified here: the caller knows the digests.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Free what the reader holds. Twice is harmless; reads afterwards raise `BackendError`."""
+        ...

@@ -1,0 +1,95 @@
+"""Copies an image between stores. Only what the target lacks travels; the manifest comes last.
+
+Between registries and layouts every byte stays as it is, so the copy has the digest of the original; an index
+is copied with all its platforms. A bare directory has no manifest: one is made on the way out of it.
+"""
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+from backend.local import DirStore
+from backend.manifest import (
+    BOOTSTRAP_ANNOTATION,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    ImageIndex,
+    ImageManifest,
+    ManifestBroken,
+    parse_document,
+    this_platform,
+)
+from backend.metadata import fetch_oci_metadata, find_image
+from backend.publish import Transfer
+from backend.publishing import reporting_writes
+from backend.store import ImageStore, OciStore, PublishProgress, PublishResult, StoredManifest
+
+
+async def copy_image(source: ImageStore, target: ImageStore, progress: PublishProgress) -> PublishResult:
+    """Copies what `source` names to what `target` names. Raises what the stores raise.
+
+    A bare directory takes the Nydus image of this platform; the other stores take any image.
+    """
+    if isinstance(source, DirStore):
+        async with _scratch() as scratch:
+            metadata = await source.fetch_metadata(scratch)
+            return await target.publish(source.image_files(metadata), progress)
+    # Every other store keeps images the OCI way.
+    oci_source = cast(OciStore, source)
+    if isinstance(target, DirStore):
+        return await _copy_into_directory(oci_source, target, progress)
+    return await _copy_verbatim(oci_source, cast(OciStore, target), progress)
+
+
+async def _copy_into_directory(
+    source: OciStore, target: DirStore, progress: PublishProgress
+) -> PublishResult:
+    transfer = Transfer(target, str(target.reference), progress)
+    image = await find_image(source, this_platform())
+    async with _scratch() as scratch:
+        metadata = await fetch_oci_metadata(source, scratch, this_platform())
+        for blob in image.layers.blobs:
+            await transfer.send_content(blob, source, is_counted=True)
+        return transfer.result(await target.put_bootstrap(metadata.bootstrap_path))
+
+
+async def _copy_verbatim(source: OciStore, target: OciStore, progress: PublishProgress) -> PublishResult:
+    where = str(source.reference)
+    transfer = Transfer(target, str(target.reference), progress)
+    stored = await source.get_manifest()
+    document = parse_document(stored.data, where)
+    if isinstance(document, ImageIndex):
+        for entry in document.manifests:
+            nested = await source.get_manifest(entry.digest)
+            manifest = parse_document(nested.data, where)
+            if isinstance(manifest, ImageIndex):
+                raise ManifestBroken(where=where, why=f"{entry.digest} is an index inside an index")
+            await _copy_content(manifest, source, transfer)
+            await target.put_manifest(_media_type(nested, manifest), nested.data, as_reference=False)
+    else:
+        await _copy_content(document, source, transfer)
+    media_type = _media_type(stored, document)
+    return transfer.result(await target.put_manifest(media_type, stored.data, as_reference=True))
+
+
+async def _copy_content(manifest: ImageManifest, source: OciStore, transfer: Transfer) -> None:
+    for layer in manifest.layers:
+        if not layer.urls:  # those with addresses are not kept in registries
+            await transfer.send_content(layer, source, is_counted=not layer.is_marked(BOOTSTRAP_ANNOTATION))
+    await transfer.send_content(manifest.config, source, is_counted=False)
+
+
+def _media_type(stored: StoredManifest, document: ImageManifest | ImageIndex) -> str:
+    fallback = OCI_INDEX if isinstance(document, ImageIndex) else OCI_MANIFEST
+    return document.media_type or stored.media_type or fallback
+
+
+@asynccontextmanager
+async def _scratch() -> AsyncIterator[Path]:
+    with (
+        reporting_writes(Path(tempfile.gettempdir())),
+        tempfile.TemporaryDirectory(prefix="nydus-py-") as name,
+    ):
+        yield Path(name)

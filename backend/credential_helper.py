@@ -1,0 +1,64 @@
+"""Asking a docker credential helper (`docker-credential-NAME get`)."""
+
+import re
+import subprocess
+from typing import ClassVar
+
+import msgspec
+import trio
+
+from backend.contract import BackendError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+class CredentialsUnusable(BackendError):
+    """The credential file or helper that is configured cannot be used."""
+
+    message = "{where}: no credentials from it: {why}"
+    exit_code: ClassVar[int] = 42
+
+
+class HelperAnswer(msgspec.Struct):
+    """What a helper prints."""
+
+    username: str = msgspec.field(default="", name="Username")
+    secret: str = msgspec.field(default="", name="Secret")
+
+    def __repr__(self) -> str:
+        return f"HelperAnswer({self.username!r}, ...)"
+
+
+async def ask_helper(name: str, key: str, timeout_s: float) -> HelperAnswer | None:
+    """What helper `name` knows about server `key`, None for nothing. Raises `CredentialsUnusable`."""
+    program = f"docker-credential-{name}"
+    if not _NAME.fullmatch(name):
+        raise CredentialsUnusable(where=repr(program), why="not the name of a credential helper")
+    try:
+        with trio.fail_after(timeout_s):
+            done = await trio.run_process(
+                [program, "get"],
+                stdin=key.encode(),
+                capture_stdout=True,
+                stderr=subprocess.DEVNULL,
+                check=False,
+            )
+    except trio.TooSlowError:
+        raise CredentialsUnusable(where=program, why=f"no answer within {timeout_s:g} s") from None
+    except OSError as error:
+        why = f"cannot be started ({(error.strerror or 'unknown reason').lower()})"
+        raise CredentialsUnusable(where=program, why=why) from error
+    return _answer(program, done)
+
+
+def _answer(program: str, done: "subprocess.CompletedProcess[bytes]") -> HelperAnswer | None:
+    if done.returncode != 0:
+        # The protocol of docker-credential-helpers: this text, on stdout, means "none stored".
+        if b"credentials not found" in done.stdout:
+            return None
+        raise CredentialsUnusable(where=program, why=f"failed with exit code {done.returncode}")
+    try:
+        answer = msgspec.json.decode(done.stdout, type=HelperAnswer)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise CredentialsUnusable(where=program, why="did not print the JSON that was expected") from None
+    return answer if answer.secret else None

@@ -1,0 +1,388 @@
+"""Brings missing chunks into the cache.
+
+read -> chunks -> missing ones, single-flight -> runs of neighbours -> one request each -> decode and
+verify in threads -> cache file -> ready -> waiters.
+
+Concurrency: `FetchPool` owns the nursery in which every fetch runs, so a reader that is cancelled takes
+nothing with it. Between the look at the cache in `ChunkFetcher._collect` and the entry of new flights there
+is no checkpoint, nor between making an extent's chunks ready and landing its flight. Fetches end by
+landing their flights, whatever happens, also when the pool is closed.
+"""
+
+import logging
+import os
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import msgspec
+import trio
+
+from backend.cache import CachedBlob
+from backend.contract import BackendError, BlobReader
+from backend.decode import ChunkDecoder, ChunkInvalid, ChunkOutcome
+from backend.extents import BlobExtent, ExtentIndex, merge_runs, widen
+from backend.priority import FetchClass, PriorityGate, Ticket
+from backend.readahead import Readahead, Stream
+from backend.singleflight import Flight, FlightTable
+from rafs.blob_table import BlobEntry
+from rafs.blobmeta import BlobMeta
+from rafs.errors import NydusError
+
+log = logging.getLogger(__name__)
+
+# One trip to a thread costs about 0.2 ms: worth it for about this much to decode.
+DECODE_BYTES = 1 << 20
+DECODE_EXTENTS = 64
+
+
+class FetchFailed(BackendError):
+    """A fetch ended without a word from the source: the mount is being shut down, or a fault of ours."""
+
+    message = "blob {blob_id}: {why}"
+    exit_code: ClassVar[int] = 123
+
+
+class FetchStatistics(msgspec.Struct, frozen=True):
+    """Counters since the mount started. Bytes fetched are encoded ones; hits, misses and waits are reads."""
+
+    bytes_fetched: int = 0
+    requests: int = 0
+    chunks_stored: int = 0
+    hits: int = 0
+    misses: int = 0
+    waits: int = 0
+    errors: int = 0
+
+    def __add__(self, other: "FetchStatistics") -> "FetchStatistics":
+        pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
+        return FetchStatistics(*(a + b for a, b in pairs))
+
+
+@dataclass(frozen=True, slots=True)
+class FetchOptions:
+    """Limits of a pool. `reserved` of the `connections` are kept for reads that somebody waits for."""
+
+    connections: int = 12
+    reserved: int = 4
+    decode_threads: int = 0  # 0: one for each CPU
+    flush_interval_s: float = 0.5
+    flush_bytes: int = 64 << 20
+
+
+class FetchPool:
+    """What the fetchers of a mount share: tasks, connections, decoding threads, the flusher."""
+
+    def __init__(self, nursery: trio.Nursery, options: FetchOptions) -> None:
+        """Use `open_fetch_pool`."""
+        self.nursery = nursery
+        self.options = options
+        self.gate = PriorityGate(options.connections, options.reserved)
+        self.decoders = trio.CapacityLimiter(options.decode_threads or len(os.sched_getaffinity(0)))
+        self._blobs: list[CachedBlob] = []
+        self._unflushed = trio.Event()
+        self._much_unflushed = trio.Event()
+
+    def register(self, blob: CachedBlob) -> None:
+        """Has `blob` flushed from now on."""
+        self._blobs.append(blob)
+
+    def note_added(self) -> None:
+        """Chunks were added to some blob: a flush is due soon, or now when they are many."""
+        self._unflushed.set()
+        if sum(blob.unmarked_bytes for blob in self._blobs) >= self.options.flush_bytes:
+            self._much_unflushed.set()
+
+    async def flush(self) -> None:
+        """Makes everything fetched so far durable and marks it."""
+        for blob in self._blobs:
+            await blob.flush()
+
+    async def _flush_forever(self) -> None:
+        while True:
+            await self._unflushed.wait()
+            with trio.move_on_after(self.options.flush_interval_s):
+                await self._much_unflushed.wait()
+            self._unflushed, self._much_unflushed = trio.Event(), trio.Event()
+            await self.flush()
+
+
+@asynccontextmanager
+async def open_fetch_pool(options: FetchOptions | None = None) -> AsyncIterator[FetchPool]:
+    """Owns the tasks of a pool. At exit fetches are cancelled and what has arrived is flushed."""
+    pool: FetchPool | None = None
+    failure: Exception | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            pool = FetchPool(nursery, options or FetchOptions())
+            nursery.start_soon(pool._flush_forever)
+            try:
+                yield pool
+            except Exception as error:
+                failure = error  # raised below: the nursery would wrap it in a group
+            nursery.cancel_scope.cancel()
+    finally:
+        if pool is not None:
+            with trio.CancelScope(shield=True):
+                await pool.flush()
+    if failure is not None:
+        raise failure
+
+
+class ChunkFetcher:
+    """Fetches chunks of one blob into its cache file."""
+
+    def __init__(
+        self,
+        blob: BlobEntry,
+        meta: BlobMeta,
+        digests: Sequence[bytes],
+        reader: BlobReader,
+        cached: CachedBlob,
+        pool: FetchPool,
+    ) -> None:
+        """Raises `BlobUnsupported`. The caller closes reader, meta and cache file, after the pool."""
+        self.cached = cached
+        self.readahead = Readahead()
+        self.hits = 0
+        self._blob = blob
+        self._reader = reader
+        self._pool = pool
+        self._extents = ExtentIndex(meta)
+        self._decoder = ChunkDecoder(blob, meta, digests)
+        self._flights = FlightTable()
+        self._bytes_fetched = self._requests = self._chunks_stored = 0
+        self._misses = self._waits = self._errors = 0
+        pool.register(cached)
+
+    @property
+    def chunk_count(self) -> int:
+        """Number of chunks of the blob."""
+        return self._extents.chunk_count
+
+    def decoded_size(self, index: int) -> int:
+        """Bytes of the extent that holds chunk `index`, decoded."""
+        return self._extents.of(index).decoded_size
+
+    def statistics(self) -> FetchStatistics:
+        """The counters at this moment."""
+        return FetchStatistics(
+            bytes_fetched=self._bytes_fetched,
+            requests=self._requests,
+            chunks_stored=self._chunks_stored,
+            hits=self.hits,
+            misses=self._misses,
+            waits=self._waits,
+            errors=self._errors,
+        )
+
+    async def ensure(
+        self, first_chunk: int, last_chunk: int, fetch_class: FetchClass = FetchClass.ON_DEMAND
+    ) -> Mapping[int, bytes]:
+        """Makes chunks `first_chunk` to `last_chunk` (inclusive) ready, see `ensure_chunks`."""
+        return await self.ensure_chunks(range(first_chunk, last_chunk + 1), fetch_class)
+
+    async def ensure_chunks(
+        self, chunks: Sequence[int], fetch_class: FetchClass = FetchClass.ON_DEMAND
+    ) -> Mapping[int, bytes]:
+        """Makes chunks ready, whoever fetches them; gives those that could not be stored, by number.
+
+        Raises what the source raised, or `ChunkInvalid`, of the first chunk that failed. A checkpoint.
+        Cancelling it leaves the fetch running. Look whether chunks are ready again after it: they may have
+        been forgotten.
+        """
+        unstored: dict[int, bytes] = {}
+        flights = self._collect(chunks, fetch_class, unstored)
+        for flight in flights:
+            await flight.done.wait()
+        wanted = set(chunks)
+        for flight in flights:
+            for index in sorted(wanted & flight.failures.keys()):
+                raise flight.failures[index]
+            unstored.update((i, data) for i, data in flight.unstored.items() if i in wanted)
+        if not flights:
+            await trio.lowlevel.checkpoint()
+        return unstored
+
+    def touch(self, first_chunk: int, last_chunk: int) -> None:
+        """Tells readahead that these chunks were read. Free of checkpoints; cheap without markers."""
+        for chunk in range(first_chunk, last_chunk + 1):
+            stream = self.readahead.on_marker(chunk)
+            if stream is not None:
+                self._read_ahead(stream)
+
+    def _collect(
+        self, chunks: Sequence[int], fetch_class: FetchClass, unstored: dict[int, bytes]
+    ) -> list[Flight]:
+        """The flights that bring the missing chunks, new ones started."""
+        flights: dict[int, Flight] = {}
+        fresh: list[BlobExtent] = []
+        taken: set[int] = set()
+        for index in chunks:
+            if self.cached.is_ready(index) or index in taken:
+                continue
+            data = self.cached.unstored(index)
+            if data is not None:
+                unstored[index] = data
+                continue
+            extent = self._extents.of(index)
+            taken.update(extent.chunks)
+            flight = self._flights.find(extent)
+            if flight is None:
+                fresh.append(extent)
+            else:
+                self._pool.gate.raise_to(flight.ticket, fetch_class)
+                flights[extent.chunks.start] = flight
+        if fetch_class is FetchClass.ON_DEMAND:
+            self._misses += bool(fresh)
+            self._waits += bool(flights) and not fresh
+        started = self._start_demand(fresh, fetch_class)
+        return [*flights.values(), *(flight for flight in started if flight.extent in fresh)]
+
+    def _start_demand(self, fresh: list[BlobExtent], fetch_class: FetchClass) -> list[Flight]:
+        if not fresh:
+            return []
+        if fetch_class is not FetchClass.ON_DEMAND:
+            return self._start(fresh, fetch_class)
+        widened = fresh + widen(self._extents, fresh, self._is_absent)
+        started = self._start(widened, fetch_class)
+        first = min(extent.chunks.start for extent in fresh)
+        stream = self.readahead.on_miss(first, max(extent.chunks.stop for extent in widened))
+        if stream is not None:
+            self._read_ahead(stream)
+        return started
+
+    def _read_ahead(self, stream: Stream) -> None:
+        end, budget = stream.next_chunk, stream.window_bytes
+        absent: list[BlobExtent] = []
+        for extent in self._extents.following(end):
+            budget -= extent.size
+            end = extent.chunks.stop
+            if self._is_absent(extent):
+                absent.append(extent)
+            if budget <= 0:
+                break
+        if absent:
+            self.readahead.advance(stream, end)
+            # A few requests side by side hide the source's latency and bound how long each takes.
+            self._start(absent, FetchClass.READAHEAD, max(1 << 20, stream.window_bytes // 4))
+
+    def _is_absent(self, extent: BlobExtent) -> bool:
+        """Whether nothing of the extent is there and nobody fetches it."""
+        return self._flights.find(extent) is None and not any(map(self.cached.is_ready, extent.chunks))
+
+    def _start(
+        self, extents: Iterable[BlobExtent], fetch_class: FetchClass, limit_bytes: int | None = None
+    ) -> list[Flight]:
+        runs = merge_runs(extents, limit_bytes) if limit_bytes else merge_runs(extents)
+        started = []
+        for run in runs:
+            ticket = Ticket(fetch_class)
+            flights = [self._flights.start(extent, ticket) for extent in run]
+            started += flights
+            self._pool.nursery.start_soon(self._fetch_run, flights, ticket)
+        return started
+
+    async def _fetch_run(self, flights: list[Flight], ticket: Ticket) -> None:
+        """One request for neighbouring extents; lands all their flights."""
+        start, end = flights[0].extent.start, flights[-1].extent.end
+        try:
+            data = memoryview(await self._request(start, end - start, ticket))
+            async with trio.open_nursery() as nursery:
+                for batch in _batches(flights):
+                    nursery.start_soon(self._finish_batch, batch, data, start)
+        except NydusError as error:
+            self._errors += 1
+            self._fail(flights, error)
+        except Exception:
+            self._errors += 1
+            log.exception("fetching from blob %s", self._blob.blob_id[:12])
+        finally:
+            self._fail(flights, FetchFailed(blob_id=self._blob.blob_id, why="the fetch was given up"))
+
+    async def _request(self, start: int, length: int, ticket: Ticket) -> bytes:
+        async with self._pool.gate.slot(ticket):
+            self._requests += 1
+            data = await self._reader.read_range(start, length)
+        self._bytes_fetched += len(data)
+        return data
+
+    async def _finish_batch(self, flights: list[Flight], data: memoryview, start: int) -> None:
+        """Decodes some extents of a run in a thread and lands their flights."""
+        work = [(flight.extent, self._missing(flight.extent)) for flight in flights]
+        outcomes = await trio.to_thread.run_sync(
+            self._decode_all, work, data, start, limiter=self._pool.decoders
+        )
+        faulty = []
+        for flight, results in zip(flights, outcomes, strict=True):
+            if any(outcome.fault for outcome in results):
+                faulty.append((flight, results))
+            else:
+                self._settle(flight, results)
+        for flight, results in faulty:
+            await self._refetch(flight, results)
+
+    async def _refetch(self, flight: Flight, first_results: list[ChunkOutcome]) -> None:
+        """Asks once more for an extent with wrong bytes: they may have been damaged on the way."""
+        self._errors += 1
+        extent, results = flight.extent, first_results
+        try:
+            data = memoryview(
+                await self._request(extent.start, extent.size, Ticket(flight.ticket.fetch_class))
+            )
+            work = [(extent, self._missing(extent))]
+            (results,) = await trio.to_thread.run_sync(
+                self._decode_all, work, data, extent.start, limiter=self._pool.decoders
+            )
+        except NydusError as error:
+            log.info("second try: %s", error)
+        self._settle(flight, results)
+
+    def _decode_all(
+        self, work: list[tuple[BlobExtent, list[int]]], data: memoryview, start: int
+    ) -> list[list[ChunkOutcome]]:
+        return [
+            self._decoder.decode(
+                extent, data[extent.start - start : extent.end - start], chunks, self.cached.store
+            )
+            for extent, chunks in work
+        ]
+
+    def _missing(self, extent: BlobExtent) -> list[int]:
+        return [index for index in extent.chunks if not self.cached.is_ready(index)]
+
+    def _settle(self, flight: Flight, results: list[ChunkOutcome]) -> None:
+        """Takes the outcomes over and lands the flight. Free of checkpoints."""
+        for outcome in results:
+            if outcome.fault is not None:
+                self._errors += 1
+                flight.failures[outcome.index] = ChunkInvalid(
+                    blob_id=self._blob.blob_id, chunk_index=outcome.index, why=outcome.fault
+                )
+            elif outcome.unstored is not None and outcome.disk_error is not None:
+                flight.unstored[outcome.index] = outcome.unstored
+                self.cached.add_unstored(outcome.index, outcome.unstored, outcome.disk_error)
+            else:
+                self._chunks_stored += 1
+                self.cached.add(outcome.index, outcome.size_bytes)
+        self._pool.note_added()
+        self._flights.land(flight)
+
+    def _fail(self, flights: Iterable[Flight], error: NydusError) -> None:
+        for flight in flights:
+            if not flight.done.is_set():
+                self._flights.fail(flight, error)
+
+
+def _batches(flights: Sequence[Flight]) -> list[list[Flight]]:
+    """Cuts a run into pieces that are worth a trip to a thread each."""
+    batches: list[list[Flight]] = []
+    decoded = 0
+    for flight in flights:
+        if not batches or decoded >= DECODE_BYTES or len(batches[-1]) >= DECODE_EXTENTS:
+            batches.append([])
+            decoded = 0
+        batches[-1].append(flight)
+        decoded += flight.extent.decoded_size
+    return batches

@@ -1,0 +1,311 @@
+"""OCI manifests, indexes and configs of Nydus images: their parts, how to read and how to write them.
+
+Media types and annotations are those of nydusify and nydus-snapshotter, so that their tools know the image.
+"""
+
+import platform as host_platform
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
+
+import msgspec
+
+from backend.contract import BackendError
+from backend.ocidigest import is_digest
+
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_MANIFEST_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
+NYDUS_BLOB = "application/vnd.oci.image.layer.nydus.blob.v1"
+NYDUS_ARTIFACT = "application/vnd.nydus.image.manifest.v1+json"
+NYDUS_OS_FEATURE = "nydus.remoteimage.v1"
+
+BLOB_ANNOTATION = "containerd.io/snapshot/nydus-blob"
+BOOTSTRAP_ANNOTATION = "containerd.io/snapshot/nydus-bootstrap"
+FS_VERSION_ANNOTATION = "containerd.io/snapshot/nydus-fs-version"
+REFERENCE_BLOBS_ANNOTATION = "containerd.io/snapshot/nydus-reference-blob-ids"
+REF_NAME_ANNOTATION = "org.opencontainers.image.ref.name"
+
+FS_VERSION = "6"
+EPOCH = "1970-01-01T00:00:00Z"
+MANIFEST_SIZE_MAX_BYTES = 4 << 20
+LAYERS_MAX = 1024
+
+_MACHINES = {
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "armv7l": "arm",
+    "i686": "386",
+    "ppc64le": "ppc64le",
+    "s390x": "s390x",
+}
+
+
+class ManifestBroken(BackendError):
+    """A manifest, an index or a part of them that cannot be true."""
+
+    message = "{where}: broken manifest: {why}"
+    exit_code: ClassVar[int] = 47
+
+
+class NotNydusImage(BackendError):
+    """The image exists and is something else."""
+
+    message = "{where}: not a Nydus image but {what}; make one of it with `nydus-py convert`"
+    exit_code = 46
+
+
+class UnsupportedImage(BackendError):
+    """A Nydus image of a kind that this program does not read."""
+
+    message = "{where}: {why}"
+    exit_code = 111
+
+
+class NoSuchPlatform(BackendError):
+    """An index without a Nydus image for the platform asked for."""
+
+    message = "{where}: no Nydus image for {wanted} in this index; it has {found}"
+    exit_code = 112
+
+
+class Platform(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an image runs on, in the words of the OCI (and of Go): `linux`, `amd64`."""
+
+    architecture: str
+    os: str
+    variant: str = ""
+    os_features: tuple[str, ...] = msgspec.field(default=(), name="os.features")
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+    def runs(self, image: "Platform") -> bool:
+        """Whether an image for that platform is one for this."""
+        return (self.os, self.architecture) == (image.os, image.architecture)
+
+
+class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A pointer to content: what it is, its digest ("sha256:<hex>") and its size in bytes."""
+
+    media_type: str = msgspec.field(name="mediaType")
+    digest: str
+    size_bytes: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = msgspec.field(name="size")
+    annotations: dict[str, str] = {}
+    platform: Platform | None = None
+    artifact_type: str = msgspec.field(default="", name="artifactType")
+    urls: tuple[str, ...] = ()
+
+    @property
+    def hex(self) -> str:
+        """The digest without its algorithm, which is also the ID of a Nydus blob."""
+        return self.digest.removeprefix("sha256:")
+
+    def is_marked(self, annotation: str) -> bool:
+        """Whether an annotation says "true"."""
+        return self.annotations.get(annotation) == "true"
+
+
+class ImageManifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One image for one platform."""
+
+    schema_version: int = msgspec.field(name="schemaVersion")
+    media_type: str = msgspec.field(default="", name="mediaType")
+    artifact_type: str = msgspec.field(default="", name="artifactType")
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    subject: Descriptor | None = None
+    annotations: dict[str, str] = {}
+
+
+class ImageIndex(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Images for several platforms under one name; also what `index.json` of an OCI layout holds."""
+
+    schema_version: int = msgspec.field(name="schemaVersion")
+    media_type: str = msgspec.field(default="", name="mediaType")
+    manifests: tuple[Descriptor, ...]
+    annotations: dict[str, str] = {}
+
+
+class NydusLayers(msgspec.Struct, frozen=True):
+    """The layers of a Nydus image: data blobs in the order of the blob table, and the bootstrap."""
+
+    blobs: tuple[Descriptor, ...]
+    bootstrap: Descriptor
+
+
+class _RootFs(msgspec.Struct, frozen=True):
+    type: str
+    diff_ids: tuple[str, ...]
+
+
+class _History(msgspec.Struct, frozen=True):
+    created: str
+    created_by: str
+    comment: str
+
+
+class _Config(msgspec.Struct, frozen=True):
+    created: str
+    architecture: str
+    os: str
+    config: dict[str, str]
+    rootfs: _RootFs
+    history: tuple[_History, ...]
+
+
+class _Artifact(msgspec.Struct, frozen=True):
+    artifact_type: str = msgspec.field(default="", name="artifactType")
+
+
+class _Kind(msgspec.Struct, frozen=True):
+    """Which of the two a document is; one that could be read both ways is an attack (CVE-2021-41190)."""
+
+    manifests: msgspec.Raw = msgspec.Raw()
+    layers: msgspec.Raw = msgspec.Raw()
+
+
+def this_platform() -> Platform:
+    """The platform of this machine."""
+    machine = host_platform.machine()
+    return Platform(_MACHINES.get(machine, machine), host_platform.system().lower())
+
+
+def shown(text: str, length: int = 200) -> str:
+    """Text that others chose, cut and with everything escaped that a terminal would act on."""
+    return repr(text[:length])[1:-1]
+
+
+def parse_document(data: bytes, where: str) -> ImageManifest | ImageIndex:
+    """Reads a manifest or an index; raises `ManifestBroken`, or `NotNydusImage` for neither of them."""
+    if len(data) > MANIFEST_SIZE_MAX_BYTES:
+        raise ManifestBroken(where=where, why=f"{len(data)} bytes, more than {MANIFEST_SIZE_MAX_BYTES}")
+    try:
+        kind = msgspec.json.decode(data, type=_Kind)
+        if bytes(kind.manifests) and bytes(kind.layers):
+            raise ManifestBroken(where=where, why="it has both manifests and layers")
+        if bytes(kind.manifests):
+            return _checked_index(msgspec.json.decode(data, type=ImageIndex), where)
+        if not bytes(kind.layers):
+            raise NotNydusImage(where=where, what="a manifest without layers")
+        return _checked_manifest(msgspec.json.decode(data, type=ImageManifest), where)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ManifestBroken(where=where, why=str(error)) from error
+
+
+def _checked_manifest(manifest: ImageManifest, where: str) -> ImageManifest:
+    if manifest.schema_version != 2:
+        raise ManifestBroken(where=where, why=f"schema version {manifest.schema_version}, not 2")
+    _check_descriptors((manifest.config, *manifest.layers), where)
+    return manifest
+
+
+def _checked_index(index: ImageIndex, where: str) -> ImageIndex:
+    if index.schema_version != 2:
+        raise ManifestBroken(where=where, why=f"schema version {index.schema_version}, not 2")
+    _check_descriptors(index.manifests, where)
+    return index
+
+
+def _check_descriptors(descriptors: Sequence[Descriptor], where: str) -> None:
+    if len(descriptors) > LAYERS_MAX:
+        raise ManifestBroken(where=where, why=f"{len(descriptors)} entries, more than {LAYERS_MAX}")
+    for descriptor in descriptors:
+        if not is_digest(descriptor.digest):
+            raise ManifestBroken(where=where, why=f"'{shown(descriptor.digest)}' is not a sha256 digest")
+
+
+def artifact_type_of(data: bytes) -> str:
+    """The artifact type that a manifest declares, "" for none."""
+    return msgspec.json.decode(data, type=_Artifact).artifact_type
+
+
+def nydus_layers(manifest: ImageManifest, where: str) -> NydusLayers:
+    """The data blobs and the bootstrap of a manifest; raises `NotNydusImage` or `UnsupportedImage`."""
+    marked = [layer for layer in manifest.layers if layer.is_marked(BOOTSTRAP_ANNOTATION)]
+    if not marked:
+        raise NotNydusImage(where=where, what=_describe(manifest))
+    if len(marked) > 1:
+        raise ManifestBroken(where=where, why=f"{len(marked)} bootstrap layers")
+    bootstrap = marked[0]
+    version = bootstrap.annotations.get(FS_VERSION_ANNOTATION, FS_VERSION)
+    if version != FS_VERSION:
+        raise UnsupportedImage(where=where, why=f"RAFS version {shown(version)}; only version 6 can be read")
+    if bootstrap.media_type not in (LAYER_GZIP, DOCKER_LAYER_GZIP):
+        raise UnsupportedImage(where=where, why=f"a bootstrap layer of type {shown(bootstrap.media_type)}")
+    blobs = tuple(
+        layer
+        for layer in manifest.layers
+        if layer.media_type == NYDUS_BLOB or layer.is_marked(BLOB_ANNOTATION)
+    )
+    return NydusLayers(blobs, bootstrap)
+
+
+def _describe(manifest: ImageManifest) -> str:
+    kind = manifest.artifact_type or manifest.config.media_type
+    if "image" in kind:
+        return f"an ordinary container image of {len(manifest.layers)} layers"
+    return f"an artifact of type {shown(kind)}"
+
+
+def choose_manifests(index: ImageIndex, wanted: Platform, where: str) -> tuple[Descriptor, ...]:
+    """Entries of an index that may be the Nydus image for `wanted`, likeliest first.
+
+    Entries that say that they are Nydus images come alone; where none says so, every image of the platform
+    has to be looked at. Raises `NoSuchPlatform`.
+    """
+    images = [entry for entry in index.manifests if entry.media_type in (OCI_MANIFEST, DOCKER_MANIFEST)]
+    fitting = [entry for entry in images if entry.platform is None or wanted.runs(entry.platform)]
+    if not fitting:
+        found = ", ".join(sorted({str(entry.platform) for entry in images})) or "no images"
+        raise NoSuchPlatform(where=where, wanted=wanted, found=shown(found))
+    labelled = [entry for entry in fitting if _says_nydus(entry)]
+    return tuple(labelled or fitting)
+
+
+def _says_nydus(entry: Descriptor) -> bool:
+    features = entry.platform.os_features if entry.platform else ()
+    return entry.artifact_type == NYDUS_ARTIFACT or NYDUS_OS_FEATURE in features
+
+
+def blob_descriptor(blob_id: str, size_bytes: int) -> Descriptor:
+    """The layer of one data blob, whose ID is its SHA-256."""
+    return Descriptor(NYDUS_BLOB, f"sha256:{blob_id}", size_bytes, {BLOB_ANNOTATION: "true"})
+
+
+def bootstrap_descriptor(digest: str, size_bytes: int, reference_blob_ids: Sequence[str]) -> Descriptor:
+    """The bootstrap layer; `reference_blob_ids` are the blobs that came from chunk dictionaries."""
+    annotations = {BOOTSTRAP_ANNOTATION: "true", FS_VERSION_ANNOTATION: FS_VERSION}
+    if reference_blob_ids:
+        annotations[REFERENCE_BLOBS_ANNOTATION] = msgspec.json.encode(list(reference_blob_ids)).decode()
+    return Descriptor(LAYER_GZIP, digest, size_bytes, annotations)
+
+
+def build_config(target: Platform, blobs: Sequence[Descriptor], bootstrap_diff_id: str) -> bytes:
+    """The config of an image; nothing in it depends on when or where it is written.
+
+    The diff ID of a data blob is its own digest, that of the bootstrap layer the one of its plain tar.
+    """
+    history = [_History(EPOCH, "nydus-py build", "Nydus Blob Layer") for _ in blobs]
+    history.append(_History(EPOCH, "nydus-py build", "Nydus Bootstrap Layer"))
+    diff_ids = (*(blob.digest for blob in blobs), bootstrap_diff_id)
+    rootfs = _RootFs("layers", diff_ids)
+    return msgspec.json.encode(
+        _Config(EPOCH, target.architecture, target.os, {}, rootfs, tuple(history)),
+    )
+
+
+def build_manifest(config: Descriptor, blobs: Sequence[Descriptor], bootstrap: Descriptor) -> bytes:
+    """The manifest of an image: data layers in the order of the blob table, the bootstrap layer last."""
+    return msgspec.json.encode(
+        ImageManifest(
+            schema_version=2,
+            media_type=OCI_MANIFEST,
+            artifact_type=NYDUS_ARTIFACT,
+            config=config,
+            layers=(*blobs, bootstrap),
+        )
+    )

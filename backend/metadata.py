@@ -1,0 +1,167 @@
+"""Brings an image's metadata to this machine: `images_dir/<manifest digest>/`.
+
+A directory of that name is complete and verified: it is unpacked beside and renamed. One request looks the
+tag up, one fetches the bootstrap layer, which is inflated in a thread while its next piece arrives.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import trio
+
+from backend.blobtail import fetch_blob_meta
+from backend.bootstrap_layer import (
+    BOOTSTRAP_NAME,
+    LAYER_SIZE_MAX_BYTES,
+    LayerBroken,
+    LayerUnpacker,
+    blob_id_of,
+    blob_meta_name,
+)
+from backend.contract import BlobReader
+from backend.manifest import (
+    Descriptor,
+    ImageIndex,
+    ImageManifest,
+    ManifestBroken,
+    NotNydusImage,
+    NydusLayers,
+    Platform,
+    choose_manifests,
+    nydus_layers,
+    parse_document,
+)
+from backend.pieces import pump
+from backend.publishing import publish_directory, reporting_writes, staging_directory
+from backend.store import BlobMetaFile, ImageMetadata, OciStore, StoredManifest
+from rafs.blob_table import BlobEntry
+from rafs.bootstrap import Bootstrap
+
+MANIFEST_NAME = "manifest.json"
+_CANDIDATES_MAX = 8
+
+
+class NydusImage(msgspec.Struct, frozen=True):
+    """A Nydus image found under a reference: its manifest and what its layers are."""
+
+    stored: StoredManifest
+    manifest: ImageManifest
+    layers: NydusLayers
+
+
+async def find_image(store: OciStore, wanted: Platform) -> NydusImage:
+    """The Nydus image that a store's reference names; from an index, the one for `wanted`.
+
+    Raises `NotNydusImage`, `NoSuchPlatform`, `ManifestBroken` and what the store raises.
+    """
+    where = str(store.reference)
+    stored = await store.get_manifest()
+    document = parse_document(stored.data, where)
+    if isinstance(document, ImageManifest):
+        return NydusImage(stored, document, nydus_layers(document, where))
+    return await _find_in_index(store, document, wanted, where)
+
+
+async def _find_in_index(store: OciStore, index: ImageIndex, wanted: Platform, where: str) -> NydusImage:
+    refusal: NotNydusImage | None = None
+    for entry in choose_manifests(index, wanted, where)[:_CANDIDATES_MAX]:
+        stored = await store.get_manifest(entry.digest)
+        document = parse_document(stored.data, where)
+        if isinstance(document, ImageIndex):
+            raise ManifestBroken(where=where, why=f"{entry.digest} is an index and should be a manifest")
+        try:
+            return NydusImage(stored, document, nydus_layers(document, where))
+        except NotNydusImage as error:
+            refusal = refusal or error
+    assert refusal is not None, "choose_manifests gives at least one entry"
+    raise refusal
+
+
+async def fetch_oci_metadata(store: OciStore, images_dir: Path, wanted: Platform) -> ImageMetadata:
+    """`ImageStore.fetch_metadata` for stores that keep images the OCI way."""
+    image = await find_image(store, wanted)
+    existing = metadata_at(images_dir, image.stored.digest)
+    if existing:
+        return existing
+    with staging_directory(images_dir) as staging:
+        unpacked = staging / "image"
+        with reporting_writes(unpacked):
+            unpacked.mkdir()
+            (unpacked / MANIFEST_NAME).write_bytes(image.stored.data)
+        await _unpack_bootstrap(store, image.layers.bootstrap, unpacked)
+        await _complete_tables(store, image.layers, unpacked)
+        return await settle_metadata(unpacked, images_dir, image.stored.digest)
+
+
+def metadata_at(images_dir: Path, digest: str) -> ImageMetadata | None:
+    """The metadata of the image with that manifest digest, if this machine has it."""
+    directory = images_dir / digest.removeprefix("sha256:")
+    bootstrap = directory / BOOTSTRAP_NAME
+    if not bootstrap.is_file():
+        return None
+    tables = [
+        BlobMetaFile(blob_id, path)
+        for path in sorted(directory.iterdir())
+        if (blob_id := blob_id_of(path.name)) is not None
+    ]
+    return ImageMetadata(digest, directory, bootstrap, tuple(tables))
+
+
+async def settle_metadata(unpacked: Path, images_dir: Path, digest: str) -> ImageMetadata:
+    """Gives a finished directory its final name, or takes the one that another process made meanwhile."""
+    final = images_dir / digest.removeprefix("sha256:")
+    await trio.to_thread.run_sync(publish_directory, unpacked, final)
+    metadata = metadata_at(images_dir, digest)
+    if metadata is None:
+        raise LayerBroken(where=final, why="the directory is incomplete; remove it")
+    return metadata
+
+
+async def _unpack_bootstrap(store: OciStore, layer: Descriptor, directory: Path) -> None:
+    where = str(store.reference)
+    if layer.size_bytes > LAYER_SIZE_MAX_BYTES:
+        raise ManifestBroken(where=where, why=f"a bootstrap layer of {layer.size_bytes} bytes")
+    reader = store.open_content(layer.digest, layer.size_bytes)
+    unpacker = LayerUnpacker(directory, where)
+
+    async def take(piece: bytes) -> None:
+        await trio.to_thread.run_sync(unpacker.feed, piece)
+
+    try:
+        await pump(reader, layer.size_bytes, take)
+        unpacker.finish(layer.digest)
+    finally:
+        unpacker.close()
+        with trio.CancelScope(shield=True):
+            await reader.aclose()
+
+
+async def _complete_tables(store: OciStore, layers: NydusLayers, directory: Path) -> None:
+    """Fetches the chunk tables that the layer lacks: older tools left them in the blobs only."""
+    ids = [blob.hex for blob in layers.blobs]
+    if ids and all((directory / blob_meta_name(blob_id)).exists() for blob_id in ids):
+        return
+    sizes = {blob.hex: blob.size_bytes for blob in layers.blobs}
+    await fetch_missing_tables(
+        directory,
+        lambda entry: store.open_content(f"sha256:{entry.blob_id}", sizes.get(entry.blob_id)),
+        str(store.reference),
+    )
+
+
+async def fetch_missing_tables(
+    directory: Path, open_blob: Callable[[BlobEntry], BlobReader], where: str
+) -> None:
+    """Reads each chunk table that `directory` lacks from its blob's tail. Raises as `fetch_blob_meta`."""
+    with Bootstrap.open(directory / BOOTSTRAP_NAME) as bootstrap:
+        entries = bootstrap.blobs
+    for entry in entries:
+        if entry.chunk_count == 0 or (directory / blob_meta_name(entry.blob_id)).exists():
+            continue
+        reader = open_blob(entry)
+        try:
+            await fetch_blob_meta(reader, entry, directory, where)
+        finally:
+            with trio.CancelScope(shield=True):
+                await reader.aclose()

@@ -1,0 +1,258 @@
+"""Images in an OCI layout on disk: `oci-layout`, `index.json`, `blobs/sha256/<hex>` (OCI image-layout.md).
+
+Concurrency: blobs are immutable and appear by a rename. `index.json` is read, changed and replaced under an
+flock on the layout's directory, so that two processes that publish different tags both succeed.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+import trio
+
+from backend.contract import BackendError, BlobNotFound, BlobReader
+from backend.fileblob import READERS_MAX, FileBlobReader, has_size, link_blob, store_blob
+from backend.manifest import (
+    MANIFEST_SIZE_MAX_BYTES,
+    OCI_INDEX,
+    REF_NAME_ANNOTATION,
+    Descriptor,
+    artifact_type_of,
+    shown,
+    this_platform,
+)
+from backend.metadata import fetch_oci_metadata
+from backend.ocidigest import check_digest, digest_of, is_digest, require_digest
+from backend.publish import publish_oci_image
+from backend.publishing import reporting_writes, staging_directory, write_atomically
+from backend.reference import LayoutReference, Reference
+from backend.store import (
+    ImageFiles,
+    ImageMetadata,
+    OpenOrigin,
+    PublishProgress,
+    PublishResult,
+    StoredManifest,
+)
+
+MARKER_NAME = "oci-layout"
+INDEX_NAME = "index.json"
+_MARKER = b'{"imageLayoutVersion":"1.0.0"}'
+
+
+class LayoutBroken(BackendError):
+    """A directory that is no OCI layout, or one that lacks what it names."""
+
+    message = "{where}: {why}"
+    exit_code: ClassVar[int] = 49
+
+
+class NoSuchTag(BlobNotFound):
+    """The layout has other images only."""
+
+    message = "{where}: no such image in this layout; it has {found}"
+    exit_code = 117
+
+
+class _Marker(msgspec.Struct, frozen=True):
+    version: str = msgspec.field(name="imageLayoutVersion")
+
+
+class _Index(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """`index.json` with its entries as they are, so that what other tools wrote there survives a change."""
+
+    schema_version: int = msgspec.field(name="schemaVersion")
+    media_type: str = msgspec.field(default="", name="mediaType")
+    manifests: tuple[msgspec.Raw, ...]
+    annotations: dict[str, str] = {}
+
+
+class LayoutStore:
+    """An `OciStore` over one layout."""
+
+    def __init__(self, reference: LayoutReference, open_origin: OpenOrigin) -> None:
+        self._reference = reference
+        self._directory = reference.directory
+        self._open_origin = open_origin
+        self._limiter = trio.CapacityLimiter(READERS_MAX)
+
+    def __repr__(self) -> str:
+        return f"<LayoutStore {self._reference}>"
+
+    @property
+    def reference(self) -> Reference:
+        """What names the image."""
+        return self._reference
+
+    async def fetch_metadata(self, images_dir: Path) -> ImageMetadata:
+        """See `ImageStore`."""
+        return await fetch_oci_metadata(self, images_dir, this_platform())
+
+    def open_blob(self, blob_id: str, size_bytes: int) -> BlobReader:
+        """A reader of a data blob."""
+        return self.open_content(f"sha256:{blob_id}", size_bytes)
+
+    async def publish(self, image: ImageFiles, progress: PublishProgress) -> PublishResult:
+        """See `ImageStore`; `index.json` is replaced last, entries with other tags stay."""
+        await trio.to_thread.run_sync(self._prepare)
+        return await publish_oci_image(self, image, self._open_origin, progress)
+
+    async def get_manifest(self, digest: str | None = None) -> StoredManifest:
+        """See `OciStore`."""
+        return await trio.to_thread.run_sync(self._read_manifest, digest)
+
+    async def put_manifest(self, media_type: str, data: bytes, *, as_reference: bool) -> str:
+        """See `OciStore`."""
+        await trio.to_thread.run_sync(self._prepare)
+        return await trio.to_thread.run_sync(self._write_manifest, media_type, data, as_reference)
+
+    def open_content(self, digest: str, size_bytes: int | None) -> BlobReader:
+        """See `OciStore`."""
+        return FileBlobReader(self._blob_path(digest), self._limiter)
+
+    async def has_blob(self, digest: str, size_bytes: int) -> bool:
+        """See `BlobTarget`."""
+        return await trio.to_thread.run_sync(has_size, self._blob_path(digest), size_bytes)
+
+    async def mount_blob(self, digest: str, origin: Reference) -> bool:
+        """Layouts share nothing."""
+        await trio.lowlevel.checkpoint()
+        return False
+
+    async def put_file(
+        self, descriptor: Descriptor, path: Path, on_bytes: Callable[[int], None], *, may_link: bool = False
+    ) -> None:
+        """See `BlobTarget`."""
+        await trio.to_thread.run_sync(self._prepare)
+        final = self._blob_path(descriptor.digest)
+        if may_link and await link_blob(path, final, self._directory):
+            on_bytes(descriptor.size_bytes)
+            return
+        reader = FileBlobReader(path, self._limiter)
+        try:
+            await self.put_stream(descriptor, reader, on_bytes)
+        finally:
+            with trio.CancelScope(shield=True):
+                await reader.aclose()
+
+    async def put_stream(
+        self, descriptor: Descriptor, reader: BlobReader, on_bytes: Callable[[int], None]
+    ) -> None:
+        """See `BlobTarget`."""
+        await trio.to_thread.run_sync(self._prepare)
+        await store_blob(reader, descriptor, self._blob_path(descriptor.digest), self._directory, on_bytes)
+
+    def _blob_path(self, digest: str) -> Path:
+        return self._directory / "blobs" / "sha256" / require_digest(digest).removeprefix("sha256:")
+
+    def _prepare(self) -> None:
+        """Makes the directory a layout, unless it is one or something else already."""
+        with reporting_writes(self._directory):
+            blobs = self._directory / "blobs" / "sha256"
+            if (self._directory / MARKER_NAME).exists():
+                blobs.mkdir(parents=True, exist_ok=True)
+                return
+            if (self._directory / INDEX_NAME).exists():
+                raise LayoutBroken(where=self._reference, why=f"has {INDEX_NAME} but no {MARKER_NAME} file")
+            blobs.mkdir(parents=True, exist_ok=True)
+            with staging_directory(self._directory) as staging:
+                write_atomically(self._directory / MARKER_NAME, _MARKER, staging)
+
+    def _read_manifest(self, digest: str | None) -> StoredManifest:
+        self._check_marker()
+        media_type = ""
+        if digest is None:
+            entry = self._named_entry()
+            digest, media_type = entry.digest, entry.media_type
+        data = self._read_file(self._blob_path(digest))
+        check_digest(data, digest, f"{self._reference}, manifest")
+        return StoredManifest(media_type, digest, data)
+
+    def _check_marker(self) -> None:
+        if not self._directory.is_dir():
+            raise BlobNotFound(where=self._reference)
+        if not (self._directory / MARKER_NAME).is_file():
+            raise LayoutBroken(where=self._reference, why=f"not an OCI layout: no {MARKER_NAME} file in it")
+        try:
+            marker = msgspec.json.decode(self._read_file(self._directory / MARKER_NAME), type=_Marker)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise LayoutBroken(where=self._reference, why=f"broken {MARKER_NAME} file: {error}") from error
+        if not marker.version.startswith("1."):
+            raise LayoutBroken(where=self._reference, why=f"layout version {shown(marker.version)}, not 1.x")
+
+    def _named_entry(self) -> Descriptor:
+        entries = [_entry(raw, self._reference) for raw in self._read_index().manifests]
+        wanted = self._reference.tag
+        if wanted is None and len(entries) == 1:
+            return entries[0]
+        for entry in entries:
+            if entry.annotations.get(REF_NAME_ANNOTATION) == wanted:
+                return entry
+        found = ", ".join(entry.annotations.get(REF_NAME_ANNOTATION, entry.digest) for entry in entries)
+        raise NoSuchTag(where=self._reference, found=shown(found) or "none")
+
+    def _read_index(self) -> _Index:
+        path = self._directory / INDEX_NAME
+        if not path.exists():
+            return _Index(schema_version=2, media_type=OCI_INDEX, manifests=())
+        try:
+            return msgspec.json.decode(self._read_file(path), type=_Index)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise LayoutBroken(where=self._reference, why=f"broken {INDEX_NAME}: {error}") from error
+
+    def _read_file(self, path: Path) -> bytes:
+        try:
+            if path.stat().st_size > MANIFEST_SIZE_MAX_BYTES:
+                why = f"{path.name} is larger than {MANIFEST_SIZE_MAX_BYTES} bytes"
+                raise LayoutBroken(where=self._reference, why=why)
+            return path.read_bytes()
+        except OSError as error:
+            why = f"{path.relative_to(self._directory)}: {error.strerror}"
+            raise LayoutBroken(where=self._reference, why=why) from error
+
+    def _write_manifest(self, media_type: str, data: bytes, as_reference: bool) -> str:
+        digest = digest_of(data)
+        with staging_directory(self._directory) as staging:
+            if not has_size(self._blob_path(digest), len(data)):
+                write_atomically(self._blob_path(digest), data, staging)
+            if as_reference:
+                tag = {REF_NAME_ANNOTATION: self._reference.tag} if self._reference.tag else {}
+                entry = Descriptor(media_type, digest, len(data), tag, artifact_type=artifact_type_of(data))
+                with self._locked():
+                    index = msgspec.json.encode(self._with_entry(self._read_index(), entry))
+                    write_atomically(self._directory / INDEX_NAME, index, staging)
+        return digest
+
+    def _with_entry(self, index: _Index, entry: Descriptor) -> _Index:
+        name = entry.annotations.get(REF_NAME_ANNOTATION)
+        kept = [
+            raw
+            for raw in index.manifests
+            if _entry(raw, self._reference).annotations.get(REF_NAME_ANNOTATION) != name
+        ]
+        entries: Sequence[msgspec.Raw] = (*kept, msgspec.Raw(msgspec.json.encode(entry)))
+        return msgspec.structs.replace(index, manifests=tuple(entries))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with reporting_writes(self._directory):
+            lock = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+
+def _entry(raw: msgspec.Raw, where: Reference) -> Descriptor:
+    try:
+        entry = msgspec.json.decode(raw, type=Descriptor)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise LayoutBroken(where=where, why=f"broken {INDEX_NAME}: {error}") from error
+    if not is_digest(entry.digest):
+        raise LayoutBroken(where=where, why=f"{INDEX_NAME}: '{shown(entry.digest)}' is not a sha256 digest")
+    return entry

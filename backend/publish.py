@@ -1,0 +1,149 @@
+"""Publishing: blobs, then bootstrap layer and config, the manifest last. Only what is missing travels."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import trio
+
+from backend.bootstrap_layer import BOOTSTRAP_NAME, LayerFile, blob_meta_name, pack_layer
+from backend.contract import BlobReader
+from backend.manifest import (
+    OCI_CONFIG,
+    OCI_MANIFEST,
+    Descriptor,
+    blob_descriptor,
+    bootstrap_descriptor,
+    build_config,
+    build_manifest,
+    this_platform,
+)
+from backend.ocidigest import digest_of
+from backend.publishing import reporting_writes
+from backend.reference import Reference, parse_reference
+from backend.store import (
+    BlobFile,
+    BlobOutcome,
+    BlobTarget,
+    CannotPublish,
+    ImageFiles,
+    OciStore,
+    OpenOrigin,
+    PublishProgress,
+    PublishResult,
+)
+
+
+class Transfer:
+    """Moves blobs into one target, the cheapest way each, and counts. Used by one task."""
+
+    def __init__(self, target: BlobTarget, where: str, progress: PublishProgress) -> None:
+        self._target = target
+        self._where = where
+        self._progress = progress
+        self._outcomes: list[BlobOutcome] = []
+        self._sent_bytes = 0
+
+    def result(self, digest: str) -> PublishResult:
+        """What has been done, once the manifest with that digest is there. Only data blobs are counted."""
+        return PublishResult(
+            digest,
+            self._outcomes.count(BlobOutcome.UPLOADED),
+            self._outcomes.count(BlobOutcome.SKIPPED),
+            self._sent_bytes,
+            self._outcomes.count(BlobOutcome.MOUNTED),
+        )
+
+    async def send_blob(self, blob: BlobFile, open_origin: OpenOrigin, *, may_link: bool = False) -> None:
+        """Brings a data blob of an image over, from its file or from the image that has it."""
+        descriptor = blob_descriptor(blob.blob_id, blob.size_bytes)
+        origin = parse_reference(blob.source) if blob.source else None
+        if await self._is_there(descriptor, origin):
+            return
+        if blob.path is not None:
+            await self._send_file(descriptor, blob.path, may_link=may_link)
+        elif blob.source is not None:
+            async with open_origin(blob.source) as store:
+                await self._send_stream(descriptor, store.open_blob(blob.blob_id, blob.size_bytes))
+        else:
+            why = f"blob {blob.blob_id} has neither a file nor another image that holds it"
+            raise CannotPublish(where=self._where, why=why)
+        self._finish(descriptor, BlobOutcome.UPLOADED)
+
+    async def send_content(self, descriptor: Descriptor, source: OciStore, *, is_counted: bool) -> None:
+        """Brings a blob of any kind over from another store; only a counted one shows in the result."""
+        if await self._is_there(descriptor, source.reference, is_counted=is_counted):
+            return
+        await self._send_stream(descriptor, source.open_content(descriptor.digest, descriptor.size_bytes))
+        self._finish(descriptor, BlobOutcome.UPLOADED, is_counted=is_counted)
+
+    async def send_part(self, descriptor: Descriptor, path: Path) -> None:
+        """Brings a bootstrap layer or a config over, which the result does not count as a blob."""
+        if not await self._is_there(descriptor, None, is_counted=False):
+            await self._send_file(descriptor, path, may_link=False)
+            self._finish(descriptor, BlobOutcome.UPLOADED, is_counted=False)
+
+    async def _is_there(
+        self, descriptor: Descriptor, origin: Reference | None, *, is_counted: bool = True
+    ) -> bool:
+        self._progress.blob_started(descriptor.digest, descriptor.size_bytes)
+        if await self._target.has_blob(descriptor.digest, descriptor.size_bytes):
+            self._finish(descriptor, BlobOutcome.SKIPPED, is_counted=is_counted)
+            return True
+        if origin is not None and await self._target.mount_blob(descriptor.digest, origin):
+            self._finish(descriptor, BlobOutcome.MOUNTED, is_counted=is_counted)
+            return True
+        return False
+
+    async def _send_file(self, descriptor: Descriptor, path: Path, *, may_link: bool) -> None:
+        await self._target.put_file(descriptor, path, self._count, may_link=may_link)
+
+    async def _send_stream(self, descriptor: Descriptor, reader: BlobReader) -> None:
+        try:
+            await self._target.put_stream(descriptor, reader, self._count)
+        finally:
+            with trio.CancelScope(shield=True):
+                await reader.aclose()
+
+    def _count(self, count: int) -> None:
+        self._sent_bytes += count
+        self._progress.bytes_sent(count)
+
+    def _finish(self, descriptor: Descriptor, outcome: BlobOutcome, *, is_counted: bool = True) -> None:
+        if is_counted:
+            self._outcomes.append(outcome)
+        self._progress.blob_finished(descriptor.digest, outcome)
+
+
+async def publish_oci_image(
+    store: OciStore, image: ImageFiles, open_origin: OpenOrigin, progress: PublishProgress
+) -> PublishResult:
+    """`ImageStore.publish` for stores that keep images the OCI way."""
+    where = str(store.reference)
+    transfer = Transfer(store, where, progress)
+    for blob in image.blobs:
+        await transfer.send_blob(blob, open_origin, may_link=image.gives_blobs_away)
+    blobs = [blob_descriptor(blob.blob_id, blob.size_bytes) for blob in image.blobs]
+    with (
+        reporting_writes(Path(tempfile.gettempdir())),
+        tempfile.TemporaryDirectory(prefix="nydus-py-") as name,
+    ):
+        layer_path, config_path = Path(name) / "layer", Path(name) / "config"
+        layer = await trio.to_thread.run_sync(pack_layer, _layer_files(image), layer_path)
+        bootstrap = bootstrap_descriptor(layer.digest, layer.size_bytes, _reference_blob_ids(image.blobs))
+        await transfer.send_part(bootstrap, layer_path)
+        config_data = build_config(image.platform or this_platform(), blobs, layer.diff_id)
+        config_path.write_bytes(config_data)
+        config = Descriptor(OCI_CONFIG, digest_of(config_data), len(config_data))
+        await transfer.send_part(config, config_path)
+    manifest = build_manifest(config, blobs, bootstrap)
+    return transfer.result(await store.put_manifest(OCI_MANIFEST, manifest, as_reference=True))
+
+
+def _layer_files(image: ImageFiles) -> list[LayerFile]:
+    tables = [LayerFile(blob_meta_name(blob.blob_id), blob.meta) for blob in image.blobs]
+    return [LayerFile(BOOTSTRAP_NAME, image.bootstrap), *tables]
+
+
+def _reference_blob_ids(blobs: Sequence[BlobFile]) -> list[str]:
+    return [blob.blob_id for blob in blobs if blob.source is not None]

@@ -1,0 +1,39 @@
+"""Which files are laid out first and named in the prefetch table."""
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterable, Sequence
+
+from builder.options import InvalidOption
+from rafs.inode_table import InodeTable
+
+
+class PrefetchPatterns:
+    """Patterns of absolute paths in the image: a path with all below it, or a glob (`*` crosses `/`)."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        """Raises `InvalidOption` for a pattern that does not start with `/`."""
+        self._rules: list[tuple[bytes, re.Pattern[bytes]]] = []
+        for pattern in patterns:
+            if not pattern.startswith("/"):
+                raise InvalidOption(
+                    option="--prefetch", why=f"{pattern!r} is not an absolute path in the image"
+                )
+            plain = os.fsencode(pattern.rstrip("/"))
+            self._rules.append((plain + b"/", re.compile(os.fsencode(fnmatch.translate(pattern)))))
+
+    def __bool__(self) -> bool:
+        return bool(self._rules)
+
+    def rank(self, path: bytes) -> int | None:
+        """Number of the first pattern that the absolute `path` matches, or None."""
+        for number, (prefix, glob) in enumerate(self._rules):
+            if (path + b"/").startswith(prefix) or glob.match(path):
+                return number
+        return None
+
+    def select(self, table: InodeTable, rows: Iterable[int]) -> list[int]:
+        """The rows that match, in the order of the patterns, then of the tree."""
+        ranked = ((self.rank(table.path(row)), row) for row in rows)
+        return [row for _, row in sorted((rank, row) for rank, row in ranked if rank is not None)]

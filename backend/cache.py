@@ -17,7 +17,7 @@ import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -68,6 +68,7 @@ class CachedBlob:
         self._overflow_bytes = 0
         self._disk_full_told = False
         self._flush_lock = trio.Lock()
+        self._closed = False
 
     def is_ready(self, index: int) -> bool:
         """Whether the decoded bytes of chunk `index` are in the file now."""
@@ -152,10 +153,12 @@ class CachedBlob:
 
     def close(self) -> None:
         """Gives the files back; what is not flushed will be fetched again. Views must be gone. Idempotent."""
-        if self._mapping.closed:
+        if self._closed:
             return
+        self._closed = True
         self._view.release()
-        self._mapping.close()
+        with suppress(BufferError):  # somebody's traceback holds a view: the mapping goes with it
+            self._mapping.close()
         self._map.close()
         os.close(self._fd)
 

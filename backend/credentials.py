@@ -88,23 +88,25 @@ class _AuthConfig(msgspec.Struct):
 class AuthFiles:
     """The auth files of docker and podman, in the order of `files`; the first that knows the registry wins.
 
-    `environment` and `home` default to the process's own at the time of each lookup.
+    `environment` and `home` default to the process's own at the time of each lookup; `run_dir` is where
+    podman and skopeo keep the file of root, who has no XDG_RUNTIME_DIR.
     """
 
     environment: Mapping[str, str] | None = None
     home: Path | None = None
     helper_timeout_s: float = 30.0
+    run_dir: Path = Path("/run/containers")
 
     def files(self) -> Iterator[Path]:
         """What the environment names first, then podman's places, then docker's (containers-auth.json(5))."""
         environment = os.environ if self.environment is None else self.environment
-        home = self.home or Path(environment.get("HOME") or "/")
+        home = self.home or Path(environment.get("HOME") or os.path.expanduser("~"))
         if named := environment.get("REGISTRY_AUTH_FILE"):
             yield Path(named)
         if named := environment.get("DOCKER_CONFIG"):
             yield Path(named) / "config.json"
-        if runtime := environment.get("XDG_RUNTIME_DIR"):
-            yield Path(runtime) / "containers/auth.json"
+        runtime = environment.get("XDG_RUNTIME_DIR")
+        yield Path(runtime) / "containers/auth.json" if runtime else self.run_dir / f"{os.getuid()}/auth.json"
         yield Path(environment.get("XDG_CONFIG_HOME") or home / ".config") / "containers/auth.json"
         yield home / ".docker/config.json"
 

@@ -8,7 +8,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
@@ -82,12 +82,16 @@ class HttpOptions:
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """One request; its headers may hold credentials and stay out of the repr, as the body does."""
+    """One request; its headers may hold credentials and stay out of the repr, as the body does.
+
+    `connect_s` is for this request in place of `HttpTimeouts.connect_s`.
+    """
 
     method: str
     url: str
     headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
     body: bytes | memoryview = field(default=b"", repr=False)
+    connect_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,14 +228,10 @@ class HttpClient:
 
     def _make_client(self, context: ssl.SSLContext) -> httpx.AsyncClient:
         options = self._options
-        timeouts = options.timeouts
         # No cookies: a jar shares them between the ports of one host.
         cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
         return httpx.AsyncClient(
             verify=context,
-            timeout=httpx.Timeout(
-                connect=timeouts.connect_s, read=timeouts.read_s, write=timeouts.write_s, pool=None
-            ),
             limits=httpx.Limits(max_connections=options.connections, keepalive_expiry=30.0),
             headers={"User-Agent": "nydus-py", "Accept": "*/*", "Accept-Encoding": "identity"},
             cookies=cookies,
@@ -247,24 +247,32 @@ class HttpClient:
         if self._client is None:
             raise BackendError(where=display_url(request.url), why="the connection has been closed")
         where = display_url(request.url)
-        with _translated(where):
-            outgoing = self._outgoing(self._client, request, where)
-            self._counters.requests += 1
-            response = await self._client.send(outgoing, stream=True, follow_redirects=False)
-        try:
-            yield HttpResponse(response, self._counters)
-        finally:
+        with closing(_Body(request.body, self._counters)) as body:
             with _translated(where):
-                await response.aclose()
+                outgoing = self._outgoing(self._client, request, body, where)
+                self._counters.requests += 1
+                response = await self._client.send(outgoing, stream=True, follow_redirects=False)
+            try:
+                yield HttpResponse(response, self._counters)
+            finally:
+                with _translated(where):
+                    await response.aclose()
 
-    def _outgoing(self, client: httpx.AsyncClient, request: HttpRequest, where: str) -> httpx.Request:
+    def _outgoing(
+        self, client: httpx.AsyncClient, request: HttpRequest, body: "_Body", where: str
+    ) -> httpx.Request:
         try:
-            outgoing = client.build_request(request.method, request.url, headers=list(request.headers))
+            outgoing = client.build_request(
+                request.method,
+                request.url,
+                headers=list(request.headers),
+                timeout=_timeout(self._options.timeouts, request.connect_s),
+            )
         except httpx.InvalidURL as error:
             raise RegistryProtocolError(where=where, why=f"bad address: {error}") from None
         if request.body or request.method in ("POST", "PUT", "PATCH"):
             outgoing.headers["Content-Length"] = str(len(request.body))
-            outgoing.stream = _Body(request.body, self._counters)
+            outgoing.stream = body
         return outgoing
 
 
@@ -272,6 +280,13 @@ def display_url(url: str) -> str:
     """`url` without user information, query and fragment, where secrets may be."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _timeout(timeouts: HttpTimeouts, connect_s: float | None) -> httpx.Timeout:
+    """Waiting for a free connection has no limit: it is not the server's fault."""
+    return httpx.Timeout(
+        connect=connect_s or timeouts.connect_s, read=timeouts.read_s, write=timeouts.write_s, pool=None
+    )
 
 
 class _Body(httpx.AsyncByteStream):
@@ -285,6 +300,10 @@ class _Body(httpx.AsyncByteStream):
     def __aiter__(self) -> Self:
         self._position = 0
         return self
+
+    def close(self) -> None:
+        """Lets go of the bytes at once: the request is part of a cycle and waits for the collector."""
+        self._view = memoryview(b"")
 
     async def __anext__(self) -> bytes:
         piece = self._view[self._position : self._position + _SEND_PIECE_BYTES]

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from backend.blobtail import fetch_blob_meta
+from backend.blobtail import BlobMetaBroken, fetch_blob_meta
 from backend.bootstrap_layer import (
     BOOTSTRAP_NAME,
     LAYER_SIZE_MAX_BYTES,
@@ -32,6 +32,7 @@ from backend.manifest import (
     nydus_layers,
     parse_document,
 )
+from backend.ocidigest import is_digest
 from backend.pieces import pump
 from backend.publishing import publish_directory, reporting_writes, staging_directory
 from backend.store import BlobMetaFile, ImageMetadata, OciStore, StoredManifest
@@ -159,6 +160,9 @@ async def fetch_missing_tables(
     for entry in entries:
         if entry.chunk_count == 0 or (directory / blob_meta_name(entry.blob_id)).exists():
             continue
+        if not is_digest(f"sha256:{entry.blob_id}"):
+            why = "this bootstrap was cut out of the blob that it describes, and does not name it"
+            raise BlobMetaBroken(where=where, blob_id=entry.blob_id, why=why)
         reader = open_blob(entry)
         try:
             await fetch_blob_meta(reader, entry, directory, where)

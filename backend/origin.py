@@ -84,19 +84,18 @@ class RegistryOrigin:
 
     async def _look(self) -> str:
         try:
-            with trio.fail_after(_HANDSHAKE_S):
-                return await self._answers("https")
-        except trio.TooSlowError:
-            pass
+            return await self._answers("https")
         except TlsFailed as error:
             if error.untrusted:
                 raise
         except BackendError:
-            pass  # a plain server that hangs up at a handshake, or one that is down: the next call tells
+            pass  # a plain server hangs up at a handshake or waits; whether it is down, the next call tells
         return await self._answers("http")
 
     async def _answers(self, scheme: str) -> str:
         url = self._url(scheme)
-        async with self._http.exchange(HttpRequest("GET", f"{url}/v2/")) as response:
+        # A deadline of httpx's own: cancelling a handshake from outside would leave its socket open.
+        request = HttpRequest("GET", f"{url}/v2/", connect_s=_HANDSHAKE_S)
+        async with self._http.exchange(request) as response:
             await response.drain()
         return url

@@ -105,7 +105,7 @@ def _layout(text: str, rest: str) -> LayoutReference:
     directory, colon, tag = rest.partition(":")  # as skopeo does: a directory with a colon cannot be named
     if not directory:
         raise InvalidReference(text=text, why="no directory after 'oci:'")
-    if colon and not _LAYOUT_NAME.fullmatch(tag):
+    if colon and not _LAYOUT_NAME.fullmatch(tag) and not is_tag(tag):
         raise InvalidReference(text=text, why=f"'{tag}' is not a tag")
     return LayoutReference(Path(directory), tag or None)
 

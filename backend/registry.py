@@ -20,7 +20,7 @@ from backend.registry_blob import RegistryBlobReader, head_blob
 from backend.registry_session import RegistrySession
 from backend.retry import RetryPolicy
 from backend.status import raise_for_status
-from backend.upload import BlobUpload, mount_blob
+from backend.upload import BlobUpload, FileSource, ReadRange, mount_blob
 
 MANIFEST_LIMIT_BYTES = (
     4 << 20
@@ -31,6 +31,10 @@ _MANIFEST_TYPES = (
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
+
+
+def _count_nothing(count: int) -> None:
+    """For uploads that nobody watches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +154,30 @@ class RegistryClient:
         return RegistryBlobReader(self._session, self._retry, require_digest(digest), size_bytes)
 
     async def upload_blob(
-        self, path: Path, digest: str, size_bytes: int, on_bytes: Callable[[int], None] = lambda count: None
+        self, path: Path, digest: str, size_bytes: int, on_bytes: Callable[[int], None] = _count_nothing
     ) -> None:
         """Uploads a file, going on where a broken connection left off.
 
         `on_bytes` gets counts that add up to the size. Whether the blob is there already is the caller's
         question. Raises `DigestMismatch` when the file is not `digest`.
         """
-        upload = BlobUpload(self._session, self._retry, path, require_digest(digest), size_bytes, on_bytes)
-        await upload.run()
+        await self._upload(FileSource(path).read_range, digest, size_bytes, on_bytes)
+
+    async def upload_from(
+        self,
+        source: BlobReader,
+        digest: str,
+        size_bytes: int,
+        on_bytes: Callable[[int], None] = _count_nothing,
+    ) -> None:
+        """Like `upload_blob`, from another source than a file; one chunk of it is in memory at a time."""
+        await self._upload(source.read_range, digest, size_bytes, on_bytes)
+
+    async def _upload(
+        self, read_range: ReadRange, digest: str, size_bytes: int, on_bytes: Callable[[int], None]
+    ) -> None:
+        digest = require_digest(digest)
+        await BlobUpload(self._session, self._retry, read_range, digest, size_bytes, on_bytes).run()
 
     async def mount_blob(self, digest: str, from_repository: str) -> bool:
         """Whether the registry took the blob over from another of its repositories; if not, upload it."""

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import trio
 
@@ -84,7 +83,7 @@ class RegistryStore:
 
     async def has_blob(self, digest: str, size_bytes: int) -> bool:
         """See `BlobTarget`."""
-        return await self._client.blob_size(digest) is not None
+        return await self._client.blob_size(digest) == size_bytes
 
     async def mount_blob(self, digest: str, origin: Reference) -> bool:
         """See `BlobTarget`; possible between repositories of one registry."""
@@ -103,53 +102,10 @@ class RegistryStore:
         self, descriptor: Descriptor, reader: BlobReader, on_bytes: Callable[[int], None]
     ) -> None:
         """See `BlobTarget`; one upload chunk is in memory at a time."""
-        source = cast(Path, _ReaderAsPath(reader))
-        await self._client.upload_blob(source, descriptor.digest, descriptor.size_bytes, on_bytes)
+        await self._client.upload_from(reader, descriptor.digest, descriptor.size_bytes, on_bytes)
 
     def _tag_to_set(self) -> str:
         if self._reference.tag is None:
             why = "a digest cannot be chosen; name the image by a tag"
             raise CannotPublish(where=self._reference, why=why)
         return self._reference.tag
-
-
-class _ReaderAsPath:
-    """Looks to an upload like the path of a file with a blob's bytes.
-
-    The upload opens, seeks and reads in a worker thread, once per chunk and again for chunks that have to be
-    sent twice; each read goes back to the trio thread for its range.
-    """
-
-    def __init__(self, reader: BlobReader) -> None:
-        self._reader = reader
-
-    def __fspath__(self) -> str:
-        return repr(self._reader)
-
-    def __str__(self) -> str:
-        return repr(self._reader)
-
-    def open(self, mode: str) -> BinaryIO:
-        assert mode == "rb", mode
-        return cast(BinaryIO, _ReaderAsFile(self._reader))
-
-
-class _ReaderAsFile:
-    def __init__(self, reader: BlobReader) -> None:
-        self._reader = reader
-        self._offset = 0
-
-    def __enter__(self) -> "_ReaderAsFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def seek(self, offset: int) -> int:
-        self._offset = offset
-        return offset
-
-    def read(self, length: int) -> bytes:
-        data = trio.from_thread.run(self._reader.read_range, self._offset, length)
-        self._offset += len(data)
-        return data

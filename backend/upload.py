@@ -5,7 +5,7 @@ Concurrency: an upload belongs to one task. At most one chunk of the file is in 
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
@@ -28,21 +28,24 @@ _OCTETS = ("Content-Type", "application/octet-stream")
 logger = logging.getLogger(__name__)
 
 
+ReadRange = Callable[[int, int], Awaitable[bytes]]
+
+
 class BlobUpload:
-    """Sends the file at `path` as the blob `digest`; `on_bytes` is told of each run of bytes once."""
+    """Sends what `read_range` gives as the blob `digest`; `on_bytes` is told of each run of bytes once."""
 
     def __init__(
         self,
         session: RegistrySession,
         retry: RetryPolicy,
-        path: Path,
+        read_range: ReadRange,
         digest: str,
         size_bytes: int,
         on_bytes: Callable[[int], None],
     ) -> None:
         self._session = session
         self._retry = retry
-        self._path = path
+        self._read_range = read_range
         self._digest = digest
         self._size_bytes = size_bytes
         self._on_bytes = on_bytes
@@ -112,11 +115,11 @@ class BlobUpload:
 
     async def _send_rest(self, attempts: Attempts) -> None:
         if self._offset == 0 and self._size_bytes <= self._chunk_bytes:
-            await self._put(await trio.to_thread.run_sync(self._read_chunk, 0))
+            await self._put(await self._read_chunk(0))
             return
         while self._offset < self._size_bytes:
             before = self._reported
-            await self._patch(await trio.to_thread.run_sync(self._read_chunk, self._offset))
+            await self._patch(await self._read_chunk(self._offset))
             if self._reported > before:  # a registry that forgets uploads gives no progress for ever
                 attempts.progressed()
         await self._put(b"")
@@ -158,18 +161,8 @@ class BlobUpload:
             )
         await raise_for_status(response, expected, host=self._session.host)
 
-    def _read_chunk(self, offset: int) -> bytes:
-        want = min(self._chunk_bytes, self._size_bytes - offset)
-        try:
-            with self._path.open("rb") as file:
-                file.seek(offset)
-                chunk = file.read(want)
-        except OSError as error:
-            why = (error.strerror or "unreadable").lower()
-            raise BackendError(where=self._path, why=f"cannot be read for upload: {why}") from error
-        if len(chunk) != want:
-            raise BackendError(where=self._path, why=f"shorter than the {self._size_bytes} bytes to upload")
-        return chunk
+    async def _read_chunk(self, offset: int) -> bytes:
+        return await self._read_range(offset, min(self._chunk_bytes, self._size_bytes - offset))
 
     def _follow(self, response: HttpResponse) -> None:
         location = response.header("Location")
@@ -197,6 +190,30 @@ class BlobUpload:
         if offset > self._reported:  # what is sent a second time is not reported again
             self._on_bytes(offset - self._reported)
             self._reported = offset
+
+
+class FileSource:
+    """Ranges of a file, read in a thread; a `BackendError` says that a range is not there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def read_range(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from byte `offset`."""
+        return await trio.to_thread.run_sync(self._read, offset, length, limiter=self._limiter)
+
+    def _read(self, offset: int, length: int) -> bytes:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(length)
+        except OSError as error:
+            why = (error.strerror or "unreadable").lower()
+            raise BackendError(where=self._path, why=f"cannot be read for upload: {why}") from error
+        if len(data) != length:
+            raise BackendError(where=self._path, why=f"shorter than the {offset + length} bytes to upload")
+        return data
 
 
 async def mount_blob(session: RegistrySession, digest: str, from_repository: str) -> bool:

@@ -1,0 +1,76 @@
+"""The `BlobReader` contract over local files: a bare one, one in a directory image, one in a layout."""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from backend.contract import BlobReader
+from backend.fileblob import FileBlobReader
+from backend.ocidigest import digest_of
+from backend.reference import DirReference, LayoutReference, Reference
+from backend.store import open_store
+from tests.contract.blob_reader_suite import BlobReaderContract
+
+ABSENT_ID = "0" * 64
+
+
+class TestFileReader(BlobReaderContract):
+    @asynccontextmanager
+    async def open_reader(self, content: bytes, tmp_path: Path) -> AsyncIterator[BlobReader]:
+        (tmp_path / "blob").write_bytes(content)
+        reader = FileBlobReader(tmp_path / "blob", trio.CapacityLimiter(4))
+        yield reader
+        await reader.aclose()
+
+    @asynccontextmanager
+    async def open_absent(self, tmp_path: Path) -> AsyncIterator[BlobReader]:
+        reader = FileBlobReader(tmp_path / "absent", trio.CapacityLimiter(4))
+        yield reader
+        await reader.aclose()
+
+
+class _StoredBlob(BlobReaderContract):
+    """A blob of an image store on disk; `blobs` is where the store keeps them below its directory."""
+
+    blobs: str
+
+    def reference(self, directory: Path) -> Reference:
+        raise NotImplementedError
+
+    def open_reader(self, content: bytes, tmp_path: Path) -> AbstractAsyncContextManager[BlobReader]:
+        blob_id = digest_of(content).removeprefix("sha256:")
+        blob = tmp_path / self.blobs / blob_id
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(content)
+        return self._opened(tmp_path, blob_id, len(content))
+
+    @asynccontextmanager
+    async def open_absent(self, tmp_path: Path) -> AsyncIterator[BlobReader]:
+        async with self._opened(tmp_path, ABSENT_ID, 10) as reader:
+            yield reader
+
+    @asynccontextmanager
+    async def _opened(self, directory: Path, blob_id: str, size_bytes: int) -> AsyncIterator[BlobReader]:
+        async with open_store(self.reference(directory)) as store:
+            reader = store.open_blob(blob_id, size_bytes)
+            yield reader
+            await reader.aclose()
+
+
+class TestDirReader(_StoredBlob):
+    blobs = "blobs"
+
+    def reference(self, directory: Path) -> Reference:
+        return DirReference(directory)
+
+
+class TestLayoutReader(_StoredBlob):
+    blobs = "blobs/sha256"
+
+    def reference(self, directory: Path) -> Reference:
+        return LayoutReference(directory, "v1")
+
+
+del _StoredBlob  # it is no suite by itself

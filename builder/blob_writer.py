@@ -7,16 +7,27 @@ from pathlib import Path
 from typing import NamedTuple
 
 import xxhash
+import zstandard
 
-from builder.journal import JournalWriter
+from builder.journal import JournalWriter, WorkDirectory
 from builder.options import BuildOptions
-from rafs.blob_table import CHUNKS_PER_BLOB_MAX, DECODED_SIZE_MAX, BlobEntry, BlobFeatures
-from rafs.blobmeta import BatchContext, BlobMetaHeader, ChunkInfo, node_form, pack_batch_member
+from builder.row_spool import RowSpool
+from rafs.blob_table import (
+    CHUNKS_PER_BLOB_MAX,
+    DECODED_SIZE_MAX,
+    ENCODED_SIZE_MAX,
+    BlobEntry,
+    BlobFeatures,
+)
+from rafs.blobmeta import BATCH_CONTEXT, BatchContext, BlobMetaHeader, ChunkInfo, pack_batch_member
 from rafs.chunk import ROW, ChunkFlags, ChunkRow
-from rafs.codec import Compressor, compress
+from rafs.codec import Compressor
 from rafs.record import BLOCK_SIZE, round_up
 from rafs.writer import ImageTooLarge
 
+_COPY_SIZE = 1 << 20
+_CHUNK_ENCODED_MAX = 0xFF_FFFF
+"""A chunk info has 24 bits for it. A chunk of 16 MiB that is stored as it is becomes a batch of one."""
 _BATCH_ROW = int(ChunkFlags.COMPRESSED | ChunkFlags.BATCH)
 
 
@@ -47,11 +58,11 @@ class PlacedExtent:
 
 @dataclass(frozen=True, slots=True)
 class FinishedBlob:
-    """A complete blob file, its table entry and the node-side blob.meta."""
+    """A complete blob file, its table entry and the node-side blob.meta file."""
 
     path: Path
     entry: BlobEntry
-    meta: bytes
+    meta: Path
 
 
 class BlobWriter:
@@ -61,15 +72,17 @@ class BlobWriter:
     The blob's index in the image is 0: dictionary blobs come behind it.
     """
 
-    def __init__(self, path: Path, journal: JournalWriter, options: BuildOptions) -> None:
+    def __init__(self, work: WorkDirectory, rows: RowSpool, options: BuildOptions) -> None:
+        """Creates the files of this build in `work`; rows of the chunk table go to `rows`."""
         self._options = options
-        self._journal = journal
-        self._path = path
-        self._file = path.open("xb", buffering=0)
+        self._rows = rows
+        self._path = work.blob_path
+        self._meta_path = work.path / "blob.meta"
+        self._journal = JournalWriter(work.journal_path)
+        self._file = self._path.open("xb", buffering=0)
+        self._infos = self._meta_path.open("w+b")
         self._hash = hashlib.sha256()
-        self._infos = bytearray()
-        self._batches: list[BatchContext] = []
-        self.rows: list[bytes] = []
+        self._contexts = bytearray()
         self.chunk_count = 0
         self.uncompressed_size = 0
         self.compressed_size = 0
@@ -93,10 +106,12 @@ class BlobWriter:
             self._write(part)
             checksum.update(part)
             size += len(part)
+        if self.compressed_size > ENCODED_SIZE_MAX:
+            raise ImageTooLarge(why=f"{self.compressed_size} encoded bytes in one blob")
         self._journal.append(extent.key, offset, size, decoded_size, checksum.intdigest())
-        if len(extent.chunks) > 1:
+        if len(extent.chunks) > 1 or size > _CHUNK_ENCODED_MAX:
             self._describe_batch(extent, offset)
-            self._batches.append(BatchContext(size, decoded_size))
+            self._contexts += BatchContext(size, decoded_size).pack()
         else:
             self._describe_chunk(extent, offset, size)
 
@@ -104,32 +119,42 @@ class BlobWriter:
         """Writes the chunk infos and the header; None when the blob holds nothing."""
         self._journal.flush()
         if not self.chunk_count:
-            self._file.close()
-            self._path.unlink()
+            self.close()
             return None
-        contexts = b"".join(batch.pack() for batch in self._batches)
-        array = bytes(self._infos) + contexts
-        encoded = compress(Compressor.ZSTD, array)
+        array_size = self._infos.tell() + len(self._contexts)
+        context_offset = self._infos.tell() if self._contexts else 0
+        self._infos.write(self._contexts)
+        data_size = self.compressed_size
+        self._compress_infos(array_size)
         header = BlobMetaHeader(
             self._features() & ~BlobFeatures.CAP_TAR_TOC,
             Compressor.ZSTD,
             self.chunk_count,
-            self.compressed_size,
-            len(encoded),
-            len(array),
-            len(self._infos) if contexts else 0,
-            len(contexts),
-            len(self._batches),
+            data_size,
+            self.compressed_size - data_size,
+            array_size,
+            context_offset,
+            len(self._contexts),
+            len(self._contexts) // BATCH_CONTEXT.size,
         )
-        self._write(memoryview(encoded))
         self._write(memoryview(header.pack()))
-        self._file.close()
-        return FinishedBlob(self._path, self._entry(header), node_form(array, header))
+        self._infos.write(bytes(-array_size % BLOCK_SIZE) + header.pack())
+        self.close()
+        return FinishedBlob(self._path, self._entry(header), self._meta_path)
 
     def close(self) -> None:
-        """Closes the file after a failure; what it holds stays for the next build."""
+        """Closes the files; after a failure what they hold stays for the next build."""
         self._file.close()
+        self._infos.close()
         self._journal.close()
+
+    def _compress_infos(self, array_size: int) -> None:
+        """Appends the array to the blob as one zstd frame, a piece at a time: it may be large."""
+        encoder = zstandard.ZstdCompressor().compressobj(size=array_size)
+        self._infos.seek(0)
+        while block := self._infos.read(_COPY_SIZE):
+            self._write(memoryview(encoder.compress(block)))
+        self._write(memoryview(encoder.flush()))
 
     def _entry(self, header: BlobMetaHeader) -> BlobEntry:
         return BlobEntry(
@@ -151,13 +176,13 @@ class BlobWriter:
 
     def _features(self) -> BlobFeatures:
         features = BlobFeatures.ALIGNED | BlobFeatures.CHUNK_INFO_V2 | BlobFeatures.CAP_TAR_TOC
-        return features | BlobFeatures.BATCH if self._batches else features
+        return features | BlobFeatures.BATCH if self._contexts else features
 
     def _describe_chunk(self, extent: PlacedExtent, offset: int, size: int) -> None:
         chunk = extent.chunks[0]
         compressed = size != chunk.size
         info = ChunkInfo(offset, size, extent.uncompressed_offset, chunk.size, compressed, crc32c=chunk.crc32)
-        self._infos += info.pack_v2()
+        self._infos.write(info.pack_v2())
         row = ChunkRow(
             chunk.digest,
             0,
@@ -170,14 +195,15 @@ class BlobWriter:
             extent.first_chunk,
             chunk.crc32,
         )
-        self.rows.append(row.pack())
+        self._rows.append(row.pack())
 
     def _describe_batch(self, extent: PlacedExtent, offset: int) -> None:
-        uncompressed_offset, in_batch, batch = extent.uncompressed_offset, 0, len(self._batches)
+        uncompressed_offset, in_batch = extent.uncompressed_offset, 0
+        batch = len(self._contexts) // BATCH_CONTEXT.size
         for number, chunk in enumerate(extent.chunks, start=extent.first_chunk):
             size = chunk.size
-            self._infos += pack_batch_member(offset, uncompressed_offset, size, batch, in_batch)
-            self.rows.append(
+            self._infos.write(pack_batch_member(offset, uncompressed_offset, size, batch, in_batch))
+            self._rows.append(
                 ROW.pack(chunk.digest, 0, _BATCH_ROW, 0, size, offset, uncompressed_offset, 0, number, 0)
             )
             uncompressed_offset += round_up(size, BLOCK_SIZE)

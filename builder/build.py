@@ -1,5 +1,6 @@
 """One build: a source becomes a bootstrap and a data blob in a work directory."""
 
+import os
 import shutil
 import stat
 from array import array
@@ -10,16 +11,17 @@ from types import TracebackType
 from typing import Self
 
 from backend.store import BlobFile, ImageFiles
-from builder.blob_writer import BlobWriter, FinishedBlob
+from builder.assembly import Assembly
+from builder.blob_writer import FinishedBlob
 from builder.chunk_dict import ChunkDictionary, DictionaryImage
 from builder.crew import Crew
 from builder.directory import DirectorySource
-from builder.journal import JournalWriter, WorkDirectory
+from builder.journal import WorkDirectory
 from builder.options import BuildOptions
 from builder.pipeline import ChunkPipeline, PipelineCounters
-from builder.prefetch_patterns import PrefetchPatterns
+from builder.prefetch_patterns import PrefetchPatterns, first_ones_first
 from builder.tarball import TarSource
-from rafs.chunk import drop_blob_zero
+from rafs.chunk import lower_addresses, lower_rows
 from rafs.inode_table import InodeTable
 from rafs.writer import BootstrapContent, write_bootstrap
 from rafs.xattr import pack_xattrs
@@ -48,6 +50,15 @@ class BuiltImage:
 
     files: ImageFiles
     statistics: BuildStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """A source that was read: its tree, the rows of the prefetch table, what went through the pipeline."""
+
+    table: InodeTable
+    prefetch: list[int]
+    counters: PipelineCounters
 
 
 class Build:
@@ -89,90 +100,63 @@ class Build:
         Raises `SourceUnreadable`, `SourceChanged`, `InvalidArchive`, `XattrUnsupported`, `ImageTooLarge`,
         `WorkerDied`, or `OSError` when the work directory is full.
         """
-        journal = JournalWriter(self._work.journal_path)
-        writer = BlobWriter(self._work.blob_path, journal, self._options)
-        try:
+        with Assembly(self._options, self._work, self._dictionary) as assembly:
             with Crew(self._options) as crew:
                 load = self._load_directory if source.is_dir() else self._load_tar
-                table, prefetch, counters = load(source, crew, writer)
-            blob = writer.finish()
-        finally:
-            writer.close()
-        return self._finish(table, prefetch, counters, writer.rows, blob)
+                tree = load(source, assembly, crew)
+            blob = assembly.writer.finish()
+            return self._finish(tree, assembly, blob)
 
-    def _load_directory(
-        self, root: Path, crew: Crew, writer: BlobWriter
-    ) -> tuple[InodeTable, list[int], PipelineCounters]:
+    def _load_directory(self, root: Path, assembly: Assembly, crew: Crew) -> _Tree:
         source = DirectorySource(root)
         table = source.begin()
 
         def keep_xattrs(row: int, xattrs: dict[bytes, bytes]) -> None:
-            table.xattrs[row] = pack_xattrs(xattrs, str(root) + table.path(row).decode("utf-8", "replace"))
+            table.xattrs[row] = pack_xattrs(xattrs, os.fsdecode(bytes(root) + table.path(row)))
 
-        pipeline = self._pipeline(crew, writer, table.addresses, keep_xattrs)
-        stamps = source.scan(table)
+        pipeline = ChunkPipeline(assembly, crew, table.addresses, keep_xattrs, self._on_progress)
         prefetch: list[int] = []
+        stamps = source.scan(table)
         if self._patterns:
-            by_row = {stamp.row: stamp for stamp in stamps}
-            prefetch = self._patterns.select(table, by_row)
-            stamps = iter([by_row.pop(row) for row in prefetch] + list(by_row.values()))
+            rows = array("I", (stamp.row for stamp in stamps))
+            prefetch = self._patterns.select(table, rows)
+            stamps = source.stamps(table, first_ones_first(rows, prefetch))
         for stamp in stamps:
             first = table.chunk_start[stamp.row] = pipeline.reserve(stamp.size)
             pipeline.add_file(stamp, first)
         pipeline.finish()
-        return table, prefetch, pipeline.counters
+        return _Tree(table, prefetch, pipeline.counters)
 
-    def _load_tar(
-        self, path: Path, crew: Crew, writer: BlobWriter
-    ) -> tuple[InodeTable, list[int], PipelineCounters]:
+    def _load_tar(self, path: Path, assembly: Assembly, crew: Crew) -> _Tree:
         addresses = array("Q")
-        pipeline = self._pipeline(crew, writer, addresses, lambda row, xattrs: None)
+        pipeline = ChunkPipeline(assembly, crew, addresses, lambda row, xattrs: None, self._on_progress)
         patterns = self._patterns
         is_hot = (lambda path: patterns.rank(path) is not None) if patterns else None
-        tree = TarSource(path, self._work.path / "stdin").read(pipeline, is_hot)
+        archive = TarSource(path, self._work.path / "stdin").read(pipeline, is_hot)
         pipeline.finish()
-        table = InodeTable(tree.root.attributes)
+        table = InodeTable(archive.root.attributes)
         table.addresses = addresses
-        tree.fill(table)
-        files = [row for row in table.inode_rows() if stat.S_ISREG(table.mode[row])]
-        return table, patterns.select(table, files) if patterns else [], pipeline.counters
+        archive.fill(table)
+        files = (row for row in table.inode_rows() if stat.S_ISREG(table.mode[row]))
+        return _Tree(table, patterns.select(table, files) if patterns else [], pipeline.counters)
 
-    def _pipeline(
-        self,
-        crew: Crew,
-        writer: BlobWriter,
-        addresses: "array[int]",
-        on_xattrs: Callable[[int, dict[bytes, bytes]], None],
-    ) -> ChunkPipeline:
-        return ChunkPipeline(
-            self._options, crew, self._dictionary, writer, self._work, addresses, on_xattrs, self._on_progress
-        )
-
-    def _finish(
-        self,
-        table: InodeTable,
-        prefetch: list[int],
-        counters: PipelineCounters,
-        own_rows: list[bytes],
-        blob: FinishedBlob | None,
-    ) -> BuiltImage:
-        dictionary = self._dictionary
-        used = dictionary.used_blobs
-        rows = own_rows + dictionary.rows
-        if blob is None:  # all chunks are those of dictionaries, whose blobs then count from 0
-            rows = drop_blob_zero(table.addresses, rows)
-        first = 0 if blob is None else 1
+    def _finish(self, tree: _Tree, assembly: Assembly, blob: FinishedBlob | None) -> BuiltImage:
+        used = self._dictionary.used_blobs
+        rows = assembly.rows.sorted_rows()
         entries = [] if blob is None else [blob.entry]
-        entries += [other.entry.at_index(first + number) for number, other in enumerate(used)]
+        if blob is None:  # all chunks are those of dictionaries, whose blobs then count from 0
+            lower_addresses(tree.table.addresses)
+            rows = map(lower_rows, rows)
+        entries += [other.entry.at_index(index) for index, other in enumerate(used, start=len(entries))]
         bootstrap = self._work.path / "image.boot"
         content = BootstrapContent(
-            table,
+            tree.table,
             entries,
             rows,
             self._options.chunk_size,
             self._options.compression.codec,
             self._options.digester,
-            prefetch,
+            tree.prefetch,
         )
         inodes = write_bootstrap(bootstrap, content)
         files = [] if blob is None else [self._own_blob(blob)]
@@ -180,22 +164,21 @@ class Build:
             BlobFile(other.entry.blob_id, other.entry.compressed_size, None, other.meta, other.reference)
             for other in used
         ]
-        return BuiltImage(
-            ImageFiles(bootstrap, tuple(files)),
-            BuildStatistics(
-                inodes,
-                counters.files,
-                counters.bytes_in,
-                counters.bytes_unique,
-                0 if blob is None else blob.entry.compressed_size,
-                bootstrap.stat().st_size,
-                counters.chunks,
-                counters.chunks_unique,
-                counters.extents_reused,
-            ),
+        counters = tree.counters
+        statistics = BuildStatistics(
+            inodes,
+            counters.files,
+            counters.bytes_in,
+            counters.bytes_unique,
+            0 if blob is None else blob.entry.compressed_size,
+            bootstrap.stat().st_size,
+            counters.chunks,
+            counters.chunks_unique,
+            counters.extents_reused,
         )
+        return BuiltImage(ImageFiles(bootstrap, tuple(files), gives_blobs_away=True), statistics)
 
     def _own_blob(self, blob: FinishedBlob) -> BlobFile:
         meta = self._work.path / f"{blob.entry.blob_id}.blob.meta"
-        meta.write_bytes(blob.meta)
+        blob.meta.rename(meta)
         return BlobFile(blob.entry.blob_id, blob.entry.compressed_size, blob.path, meta, None)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from builder.dedup import DedupIndex
+from builder.row_spool import RowSpool
 from rafs.blob_table import BLOBS_MAX, BlobEntry, BlobFeatures
 from rafs.bootstrap import Bootstrap
 from rafs.chunk import ROW, ROW_SIZE, ChunkRow
@@ -44,7 +45,6 @@ class ChunkDictionary:
         self._rows: dict[bytes, tuple[int, bytes]] = {}
         self._blobs: list[DictionaryBlob] = []
         self._used: dict[int, int] = {}
-        self.rows: list[bytes] = []
         for image in images:
             self._load(image, chunk_size, digester)
 
@@ -56,8 +56,8 @@ class ChunkDictionary:
         """Blobs whose chunks the new image refers to, in the order of their index there, from 1 on."""
         return [self._blobs[number] for number in self._used]
 
-    def offer(self, digest: bytes, dedup: DedupIndex) -> None:
-        """Makes the chunk known to `dedup` when a dictionary has it and the image has room for its blob."""
+    def offer(self, digest: bytes, dedup: DedupIndex, rows: RowSpool) -> None:
+        """Makes a new chunk known to `dedup` when a dictionary has it and the image has room for its blob."""
         found = self._rows.get(digest)
         if found is None or digest in dedup:
             return
@@ -69,7 +69,7 @@ class ChunkDictionary:
             index = self._used[number] = len(self._used) + 1
         row = ChunkRow.unpack(raw, 0)
         dedup.place_dictionary_chunk(digest, index, row)
-        self.rows.append(_with_blob(raw, index))
+        rows.append(_with_blob(raw, index))
 
     def _load(self, image: DictionaryImage, chunk_size: int, digester: int) -> None:
         with Bootstrap.open(image.bootstrap) as bootstrap:

@@ -114,6 +114,7 @@ class Crew:
             process = subprocess.Popen(
                 [
                     sys.executable,
+                    "-P",  # the current directory belongs to the user: no modules come from there
                     "-c",
                     _START,
                     *map(str, (theirs.fileno(), arena_fd, self.slot_size, self.slot_count)),

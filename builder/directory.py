@@ -2,12 +2,12 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from builder.worker import SourceUnreadable, read_xattrs
+from builder.worker import SourceChanged, SourceUnreadable, read_xattrs
 from rafs.inode_table import Attributes, InodeTable
 from rafs.xattr import pack_xattrs
 
@@ -68,6 +68,21 @@ class DirectorySource:
             directories.reverse()
             pending += directories
 
+    def stamps(self, table: InodeTable, rows: Iterable[int]) -> Iterator[FileStamp]:
+        """Stamps of regular files that were scanned, in another order; raises `SourceChanged` for one that
+        changed.
+        """
+        root = os.fsencode(self.root)
+        for row in rows:
+            path = root + table.path(row)
+            try:
+                status = os.lstat(path)
+            except OSError as error:
+                raise _unreadable(path, error) from error
+            if _attributes(status) != table.attributes(row):
+                raise SourceChanged(path=os.fsdecode(path))
+            yield _stamp(row, path, status)
+
     @staticmethod
     def _regular(
         table: InodeTable,
@@ -81,8 +96,7 @@ class DirectorySource:
             if first != row:
                 table.link(row, first)
                 return None
-        sparse = status.st_blocks * 512 < status.st_size
-        return FileStamp(row, path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, sparse)
+        return _stamp(row, path, status)
 
     def _special(self, table: InodeTable, row: int, path: bytes, kind: int) -> None:
         self._add_xattrs(table, row, path)
@@ -94,7 +108,10 @@ class DirectorySource:
 
     @staticmethod
     def _add_xattrs(table: InodeTable, row: int, path: bytes) -> None:
-        found = read_xattrs(path)
+        try:
+            found = read_xattrs(path)
+        except OSError as error:
+            raise _unreadable(path, error) from error
         if found:
             table.xattrs[row] = pack_xattrs(found, os.fsdecode(path))
 
@@ -107,6 +124,11 @@ class DirectorySource:
                 )
         except OSError as error:
             raise _unreadable(path, error) from error
+
+
+def _stamp(row: int, path: bytes, status: os.stat_result) -> FileStamp:
+    sparse = status.st_blocks * 512 < status.st_size
+    return FileStamp(row, path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, sparse)
 
 
 def _attributes(status: os.stat_result) -> Attributes:

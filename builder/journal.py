@@ -22,6 +22,8 @@ from rafs.errors import NydusError
 _HEADER = struct.Struct("<8s32s")
 _RECORD = struct.Struct("<32sQIIQ")
 _MAGIC = b"NYDJRNL1"
+_BUFFER_SIZE = 16 * _RECORD.size
+"""So few, because a killed build loses the records that it did not hand to the kernel."""
 
 assert _HEADER.size == 40
 assert _RECORD.size == 56
@@ -113,8 +115,8 @@ class WorkDirectory:
             found = _load(self.path / f"{generation}.journal", self.path / f"{generation}.blob")
             if len(found) > len(best):
                 best, chosen = found, generation
-        for path in [*self.path.glob("*.journal"), *self.path.glob("*.blob")]:
-            if path.stem != str(chosen):
+        for path in self.path.iterdir():
+            if path.name not in ("lock", f"{chosen}.journal", f"{chosen}.blob"):
                 path.unlink()
         if chosen is not None:
             self._finished = best
@@ -126,7 +128,7 @@ class JournalWriter:
     """Appends records; each is written after the bytes it describes."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("xb")
+        self._file = path.open("xb", buffering=_BUFFER_SIZE)
         self._file.write(_HEADER.pack(_MAGIC, bytes(32)))
         self._file.flush()
 

@@ -12,13 +12,11 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from builder.blob_writer import BlobWriter, NewChunk, PlacedExtent
-from builder.chunk_dict import ChunkDictionary
+from builder.assembly import Assembly
+from builder.blob_writer import NewChunk, PlacedExtent
 from builder.crew import Crew
-from builder.dedup import DedupIndex
 from builder.directory import FileStamp
-from builder.journal import WorkDirectory, extent_key
-from builder.options import BuildOptions
+from builder.journal import extent_key
 from builder.worker import CompressResult, CompressTask, Piece, RawExtent, ReadResult, ReadTask, Segment
 from rafs.record import BLOCK_SIZE, round_up
 
@@ -70,23 +68,21 @@ class ChunkPipeline:
 
     def __init__(
         self,
-        options: BuildOptions,
+        assembly: Assembly,
         crew: Crew,
-        dictionary: ChunkDictionary,
-        writer: BlobWriter,
-        work: WorkDirectory,
         addresses: "array[int]",
         on_xattrs: Callable[[int, dict[bytes, bytes]], None],
         on_progress: Callable[[PipelineCounters], None],
     ) -> None:
         """`on_xattrs` is called with a row and the extended attributes that a worker found on its file."""
         self.counters = PipelineCounters()
-        self._options = options
+        self._options = assembly.options
         self._crew = crew
-        self._dedup = DedupIndex()
-        self._dictionary = dictionary
-        self._writer = writer
-        self._work = work
+        self._dedup = assembly.dedup
+        self._rows = assembly.rows
+        self._dictionary = assembly.dictionary
+        self._writer = assembly.writer
+        self._work = assembly.work
         self._addresses = addresses
         self._on_xattrs = on_xattrs
         self._on_progress = on_progress
@@ -205,7 +201,7 @@ class ChunkPipeline:
         chunks = list(self._chunks(load, read))
         if self._dictionary:
             for _, chunk in chunks:
-                self._dictionary.offer(chunk.digest, self._dedup)
+                self._dictionary.offer(chunk.digest, self._dedup, self._rows)
         new = [chunk for _, chunk in chunks if self._dedup.claim(chunk.digest)]
         for group in self._group(new):
             self._place_extent(load, group)

@@ -3,7 +3,7 @@
 import fnmatch
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from builder.options import InvalidOption
 from rafs.inode_table import InodeTable
@@ -37,3 +37,10 @@ class PrefetchPatterns:
         """The rows that match, in the order of the patterns, then of the tree."""
         ranked = ((self.rank(table.path(row)), row) for row in rows)
         return [row for _, row in sorted((rank, row) for rank, row in ranked if rank is not None)]
+
+
+def first_ones_first(rows: Sequence[int], chosen: Sequence[int]) -> Iterator[int]:
+    """All rows, the chosen ones before the others, each in its given order."""
+    yield from chosen
+    taken = set(chosen)
+    yield from (row for row in rows if row not in taken)

@@ -5,6 +5,7 @@ time and ends when its parent does (end of file on the socket). File bytes never
 they lie in the arena, a memory file that parent and workers map.
 """
 
+import errno
 import mmap
 import os
 import signal
@@ -21,6 +22,9 @@ from rafs.xattr import is_storable
 SAMPLE_SIZE = 16 << 10
 SAMPLED_FROM = 128 << 10
 """Chunks of at least this size are sampled before `auto` compresses them."""
+
+_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+"""`O_NONBLOCK`, because a fifo may stand now where the scan saw a file."""
 
 Segment = tuple[int, int]
 """Offset in the slot and length, in bytes."""
@@ -193,7 +197,7 @@ def _scatter(encoded: memoryview, views: list[memoryview]) -> None:
 def _read_piece(piece: Piece, target: memoryview) -> dict[bytes, bytes]:
     """Fills `target`; returns the storable extended attributes when the piece is a file's first."""
     try:
-        fd = os.open(piece.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOATIME)
+        fd = os.open(piece.path, _OPEN_FLAGS | os.O_NOATIME)
     except PermissionError:  # O_NOATIME is for the owner and root only
         fd = _open_plainly(piece.path)
     except OSError as error:
@@ -212,7 +216,7 @@ def _read_piece(piece: Piece, target: memoryview) -> dict[bytes, bytes]:
 
 def _open_plainly(path: bytes) -> int:
     try:
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return os.open(path, _OPEN_FLAGS)
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -232,8 +236,8 @@ def _fill(piece: Piece, fd: int, target: memoryview) -> None:
 def _is_hole(fd: int, offset: int, length: int) -> bool:
     try:
         return os.lseek(fd, offset, os.SEEK_DATA) >= offset + length
-    except OSError:  # ENXIO: no data from here to the end
-        return True
+    except OSError as error:  # ENXIO: no data from here to the end
+        return error.errno == errno.ENXIO
 
 
 def _expect_unchanged(piece: Piece, fd: int) -> None:
@@ -245,13 +249,16 @@ def _expect_unchanged(piece: Piece, fd: int) -> None:
 def read_xattrs(file: int | bytes) -> dict[bytes, bytes]:
     """Extended attributes of an open file, or of a path without following a link, that the format can hold.
 
-    Others (such as `system.` ones of network file systems) belong to the file system, not to the tree.
+    Others (such as `system.` ones of network file systems) belong to the file system, not to the tree. Raises
+    `OSError`.
     """
     follow = isinstance(file, int)
     try:
         names = os.listxattr(file, follow_symlinks=follow)
-    except OSError:  # ENOTSUP: this file system has none
-        return {}
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:  # this file system has none
+            return {}
+        raise
     found = {}
     for text in names:
         name = os.fsencode(text)

@@ -53,13 +53,22 @@ def pack_address(blob_index: int, chunk_index: int, block: int) -> bytes:
     return ADDRESS.pack(chunk_index & 0xFFFF, blob_index + 1 | chunk_index >> 16 << 8, block)
 
 
-def drop_blob_zero(addresses: "array[int]", rows: Sequence[bytes]) -> list[bytes]:
-    """Counts blobs from one lower in packed addresses (in place) and rows: blob 0 turned out to be empty."""
+def row_order(row: bytes) -> tuple[bytes, int]:
+    """Sort key of packed rows in a chunk table: the digest, then the blob."""
+    return row[:32], row[32]
+
+
+def lower_addresses(addresses: "array[int]") -> None:
+    """Makes packed addresses count their blobs from one lower, in place: blob 0 turned out to be empty."""
     for position, address in enumerate(addresses):
         addresses[position] = address - (1 << 16)
-    return [
-        row[:32] + (int.from_bytes(row[32:36], "little") - 1).to_bytes(4, "little") + row[36:] for row in rows
-    ]
+
+
+def lower_rows(rows: bytes) -> bytes:
+    """The same for packed rows, joined."""
+    lowered = bytearray(rows)
+    lowered[32::ROW_SIZE] = bytes(index - 1 for index in rows[32::ROW_SIZE])
+    return bytes(lowered)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from rafs.inode import fold_device
+from rafs.inode import fold_device, unfold_device
 
 
 class Attributes(NamedTuple):
@@ -89,15 +89,17 @@ class InodeTable:
         self.target[row] = target
         self.nlink[target] += 1
 
-    def replace_attributes(self, row: int, attributes: Attributes) -> None:
-        """Sets mode (same file type), owner, size and time of a row anew."""
-        self.mode[row] = attributes.mode
-        self.uid[row] = attributes.uid
-        self.gid[row] = attributes.gid
-        self.size[row] = attributes.size
-        self.mtime_s[row] = attributes.mtime_s
-        self.mtime_ns[row] = attributes.mtime_ns
-        self.device[row] = fold_device(attributes.rdev)
+    def attributes(self, row: int) -> Attributes:
+        """What a row was added with."""
+        return Attributes(
+            self.mode[row],
+            self.uid[row],
+            self.gid[row],
+            self.size[row],
+            self.mtime_s[row],
+            self.mtime_ns[row],
+            unfold_device(self.device[row]),
+        )
 
     def inode_rows(self) -> Iterator[int]:
         """Rows that have an inode of their own, in order."""

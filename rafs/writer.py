@@ -51,7 +51,8 @@ class ImageTooLarge(NydusError):
 class BootstrapContent:
     """All that goes into a bootstrap.
 
-    `chunk_rows` are packed 80-byte rows in any order; `prefetch` are rows of `table`, first ones first.
+    `chunk_rows` gives packed 80-byte rows, one or many at a time, sorted by `rafs.chunk.row_order`;
+    `prefetch` are rows of `table`, first ones first.
     """
 
     table: InodeTable
@@ -160,18 +161,19 @@ class _Writer:
 
     def write_tables(self) -> None:
         content, placement = self._content, self._placement
-        rows = sorted(content.chunk_rows, key=lambda row: (row[:32], row[32]))
-        chunk_table = b"".join(rows)
-        end = round_up(placement.end + len(chunk_table), BLOCK_SIZE)
+        chunk_table_size = 0
+        for rows in content.chunk_rows:
+            self._pwrite(rows, placement.end + chunk_table_size)
+            chunk_table_size += len(rows)
+        end = round_up(placement.end + chunk_table_size, BLOCK_SIZE)
         os.ftruncate(self._fd, end)
-        self._pwrite(chunk_table, placement.end)
         for index, slot in enumerate(map_flat(end, content.blobs)):
             self._pwrite(slot.pack(), slot_offset(index))
         self._pwrite(b"".join(blob.pack() for blob in content.blobs), placement.blob_table)
         prefetch = array("I", (placement.nids[row] for row in content.prefetch))
         self._pwrite(prefetch.tobytes(), placement.prefetch_table)
         self._pwrite(self._superblock().pack(), Superblock.OFFSET)
-        self._pwrite(self._extended(len(chunk_table)).pack(), ExtendedSuperblock.OFFSET)
+        self._pwrite(self._extended(chunk_table_size).pack(), ExtendedSuperblock.OFFSET)
 
     def _superblock(self) -> Superblock:
         blocks = sum(blob.uncompressed_size for blob in self._content.blobs) // BLOCK_SIZE

@@ -219,7 +219,8 @@ class Bootstrap:
     def walk(self) -> Iterator[tuple[bytes, Inode]]:
         """Every name in the image with its inode, from b"/" on, parents first, names sorted.
 
-        Raises `FormatError` when a directory is reached twice, which would never end.
+        Raises `FormatError` when a directory is reached twice, which would never end, and for a name that is
+        none: it could lead out of a directory that the tree is written to.
         """
         seen: set[int] = set()
         pending = [(b"/", self.root())]
@@ -237,6 +238,10 @@ class Bootstrap:
                 for entry in self.readdir(inode)
                 if entry.name not in (b".", b"..")
             ]
+            for name, child in children:
+                if b"/" in name[len(prefix) :] or b"\0" in name:
+                    at = child.offset_bytes
+                    raise FormatError("directory entry", at, f"a name without / and NUL, found {name!r}")
             pending.extend(reversed(children))
 
     def data_blocks(self, inode: Inode) -> Iterator[tuple[memoryview, int]]:

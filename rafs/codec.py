@@ -90,6 +90,8 @@ def _inflate(data: Buffer, uncompressed_size: int) -> bytes:
     decoded = decoder.decompress(data, max(uncompressed_size, 1))
     if not decoder.eof and decoder.decompress(decoder.unconsumed_tail, 1):
         raise ValueError("it goes on past that")
+    if not decoder.eof:
+        raise ValueError("it ends early")
     return decoded
 
 

@@ -4,7 +4,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rafs.record import BLOCK_SIZE, Buffer, expect
+from rafs.record import BLOCK_SIZE, Buffer, FormatError
 
 DIRENT = struct.Struct("<QHBB")
 DIRENT_SIZE = 12
@@ -24,17 +24,13 @@ class Dirent:
 
 def count_entries(block: Buffer, offset_bytes: int) -> int:
     """How many entries a directory block holds; raises `FormatError` when its head is impossible."""
-    name = "directory block"
-    expect(
-        len(block) >= DIRENT_SIZE, name, offset_bytes, f"at least one 12-byte entry, found {len(block)} bytes"
-    )
+    if len(block) < DIRENT_SIZE:
+        expectation = f"at least one 12-byte entry, found {len(block)} bytes"
+        raise FormatError("directory block", offset_bytes, expectation)
     first = block[8] | block[9] << 8
-    expect(
-        first % DIRENT_SIZE == 0 and DIRENT_SIZE <= first < len(block),
-        name,
-        offset_bytes + 8,
-        f"names behind whole entries inside {len(block)} bytes, found {first}",
-    )
+    if first % DIRENT_SIZE or not DIRENT_SIZE <= first < len(block):
+        expectation = f"names behind whole entries inside {len(block)} bytes, found {first}"
+        raise FormatError("directory block", offset_bytes + 8, expectation)
     return first // DIRENT_SIZE
 
 
@@ -46,21 +42,15 @@ def name_at(block: Buffer, index: int, count: int, offset_bytes: int) -> bytes:
         end = block[at + DIRENT_SIZE] | block[at + DIRENT_SIZE + 1] << 8
     else:
         end = len(block)
-    expect(
-        count * DIRENT_SIZE <= start < end <= len(block),
-        "directory entry",
-        offset_bytes + at,
-        f"a name inside the block, found bytes {start}..{end} of {len(block)}",
-    )
+    if not count * DIRENT_SIZE <= start < end <= len(block):
+        expectation = f"a name inside the block, found bytes {start}..{end} of {len(block)}"
+        raise FormatError("directory entry", offset_bytes + at, expectation)
     name = bytes(block[start:end])
     if index + 1 == count:
         name = name.split(b"\0", 1)[0]
-    expect(
-        1 <= len(name) <= NAME_MAX,
-        "directory entry",
-        offset_bytes + at,
-        f"a name of 1..255 bytes, found {len(name)}",
-    )
+    if not 1 <= len(name) <= NAME_MAX:
+        expectation = f"a name of 1..255 bytes, found {len(name)}"
+        raise FormatError("directory entry", offset_bytes + at, expectation)
     return name
 
 

@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from rafs.record import Buffer, FormatError, expect, take
+from rafs.record import Buffer, FormatError, take
 
 SLOT_SIZE = 32
 """Inodes lie on 32-byte slots; the nid is the slot's number."""
@@ -39,6 +39,14 @@ FILE_TYPES = {
     stat.S_IFLNK: 7,
 }
 """Directory entry types of EROFS by the file type bits of `st_mode`."""
+
+_TYPE_MASK = 0o170000
+_FLAT = (LAYOUT_FLAT_PLAIN, LAYOUT_FLAT_INLINE)
+_ALLOWED_LAYOUTS: dict[int, tuple[int, ...]] = dict.fromkeys(FILE_TYPES, (*_FLAT, LAYOUT_CHUNK_BASED)) | {
+    stat.S_IFREG: (LAYOUT_CHUNK_BASED,),
+    stat.S_IFDIR: _FLAT,
+    stat.S_IFLNK: _FLAT,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +110,18 @@ class Inode:
     @classmethod
     def unpack(cls, data: Buffer, offset_bytes: int, nid: int) -> Self:
         """The inode at `offset_bytes`; raises `FormatError` for an unknown form or file type."""
-        name = f"inode {nid}"
-        first = take(data, offset_bytes, COMPACT_SIZE, name)
+        first = take(data, offset_bytes, COMPACT_SIZE, "inode")
         i_format = first[0] | first[1] << 8
         layout = i_format >> 1 & 0x7
-        expect(i_format >> 4 == 0, name, offset_bytes, f"a known inode format, found {i_format:#x}")
+        if i_format >> 4:
+            raise FormatError(f"inode {nid}", offset_bytes, f"a known inode format, found {i_format:#x}")
         if i_format & 1:
             inode = cls._unpack_extended(
-                take(data, offset_bytes, EXTENDED_SIZE, name), offset_bytes, nid, layout
+                take(data, offset_bytes, EXTENDED_SIZE, "inode"), offset_bytes, nid, layout
             )
         else:
             inode = cls._unpack_compact(first, offset_bytes, nid, layout)
-        inode._check(name)
+        inode._check()
         return inode
 
     @classmethod
@@ -143,25 +151,18 @@ class Inode:
             nid, at, COMPACT_SIZE, layout, xattr_size(icount), mode, size, u, ino, uid, gid, 0, 0, nlink
         )
 
-    def _check(self, name: str) -> None:
-        kind = stat.S_IFMT(self.mode)
-        expect(
-            kind in FILE_TYPES, name, self.offset_bytes + 4, f"a known file type, found mode {self.mode:#o}"
-        )
-        expect(
-            self.mtime_ns < 1_000_000_000,
-            name,
-            self.offset_bytes + 40,
-            f"nanoseconds below 10^9, found {self.mtime_ns}",
-        )
-        if kind == stat.S_IFREG:
-            allowed: tuple[int, ...] = (LAYOUT_CHUNK_BASED,)
-        elif kind in (stat.S_IFDIR, stat.S_IFLNK):
-            allowed = (LAYOUT_FLAT_PLAIN, LAYOUT_FLAT_INLINE)
-        else:
-            allowed = (LAYOUT_FLAT_PLAIN, LAYOUT_FLAT_INLINE, LAYOUT_CHUNK_BASED)
+    def _check(self) -> None:
+        # One for each inode that is read: messages are made only when they are needed.
+        allowed = _ALLOWED_LAYOUTS.get(self.mode & _TYPE_MASK)
+        if allowed is None:
+            expectation = f"a known file type, found mode {self.mode:#o}"
+            raise FormatError(f"inode {self.nid}", self.offset_bytes + 4, expectation)
+        if self.mtime_ns >= 1_000_000_000:
+            expectation = f"nanoseconds below 10^9, found {self.mtime_ns}"
+            raise FormatError(f"inode {self.nid}", self.offset_bytes + 40, expectation)
         if self.layout not in allowed:
-            raise FormatError(name, self.offset_bytes, f"a data layout of {allowed}, found {self.layout}")
+            expectation = f"a data layout of {allowed}, found {self.layout}"
+            raise FormatError(f"inode {self.nid}", self.offset_bytes, expectation)
 
 
 def xattr_size(icount: int) -> int:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from rafs.errors import NydusError
 from rafs.inode import XATTR_HEADER_SIZE
-from rafs.record import Buffer, expect, round_up, take
+from rafs.record import Buffer, FormatError, expect, round_up, take
 
 ENTRY = struct.Struct("<BBH")
 PREFIXES: tuple[tuple[int, bytes], ...] = (
@@ -60,18 +60,25 @@ def unpack_xattrs(data: Buffer, offset_bytes: int, size_bytes: int) -> dict[byte
     if size_bytes == 0:
         return {}
     record = "xattrs"
-    area = take(data, offset_bytes, size_bytes, record)
-    expect(area[4] == 0, record, offset_bytes + 4, f"no shared xattrs, found {area[4]}")
+    head = take(data, offset_bytes, XATTR_HEADER_SIZE, record)
+    expect(head[4] == 0, record, offset_bytes + 4, f"no shared xattrs, found {head[4]}")
+    take(data, offset_bytes, size_bytes, record)
     found: dict[bytes, bytes] = {}
-    position = XATTR_HEADER_SIZE
-    while position < size_bytes:
-        at = offset_bytes + position
-        length, index, value_size = ENTRY.unpack(take(area, position, ENTRY.size, record))
-        expect(index in _PREFIX_BY_INDEX, record, at + 1, f"a known name prefix, found number {index}")
-        name = take(area, position + ENTRY.size, length, record)
-        value = take(area, position + ENTRY.size + length, value_size, record)
-        found[_PREFIX_BY_INDEX[index] + bytes(name)] = bytes(value)
-        position = round_up(position + ENTRY.size + length + value_size, 4)
+    at, end = offset_bytes + XATTR_HEADER_SIZE, offset_bytes + size_bytes
+    while at < end:
+        length, index, value_size = ENTRY.unpack(take(data, at, ENTRY.size, record))
+        if index not in _PREFIX_BY_INDEX:
+            raise FormatError(record, at + 1, f"a known name prefix, found number {index}")
+        value_at = at + ENTRY.size + length
+        if value_at + value_size > end:
+            raise FormatError(
+                record, at, f"an attribute before byte {end}, found one to {value_at + value_size}"
+            )
+        name = _PREFIX_BY_INDEX[index] + bytes(data[at + ENTRY.size : value_at])
+        if name in found:
+            raise FormatError(record, at, f"each attribute once, found {name!r} again")
+        found[name] = bytes(data[value_at : value_at + value_size])
+        at = offset_bytes + round_up(value_at + value_size - offset_bytes, 4)
     return found
 
 

@@ -1,5 +1,6 @@
 """The parts that an image is put together from, and their files in the work directory."""
 
+import contextlib
 from types import TracebackType
 from typing import Self
 
@@ -28,6 +29,7 @@ class Assembly:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.writer.close()
-        self.rows.close()
-        self.dedup.close()
+        with contextlib.ExitStack() as stack:  # on a full disk each of them may fail; all are closed
+            stack.callback(self.dedup.close)
+            stack.callback(self.rows.close)
+            stack.callback(self.writer.close)

@@ -1,5 +1,6 @@
 """The data blob of an image: encoded extents one behind the other, then the chunk infos and a header."""
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -144,9 +145,10 @@ class BlobWriter:
 
     def close(self) -> None:
         """Closes the files; after a failure what they hold stays for the next build."""
-        self._file.close()
-        self._infos.close()
-        self._journal.close()
+        with contextlib.ExitStack() as stack:  # on a full disk each of them may fail; all are closed
+            stack.callback(self._journal.close)
+            stack.callback(self._infos.close)
+            stack.callback(self._file.close)
 
     def _compress_infos(self, array_size: int) -> None:
         """Appends the array to the blob as one zstd frame, a piece at a time: it may be large."""

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import stat
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -119,7 +118,7 @@ class Build:
         stamps = source.scan(table)
         if self._patterns:
             rows = array("I", (stamp.row for stamp in stamps))
-            prefetch = self._patterns.select(table, rows)
+            prefetch = self._patterns.select(table)
             stamps = source.stamps(table, first_ones_first(rows, prefetch))
         for stamp in stamps:
             first = table.chunk_start[stamp.row] = pipeline.reserve(stamp.size)
@@ -137,8 +136,7 @@ class Build:
         table = InodeTable(archive.root.attributes)
         table.addresses = addresses
         archive.fill(table)
-        files = (row for row in table.inode_rows() if stat.S_ISREG(table.mode[row]))
-        return _Tree(table, patterns.select(table, files) if patterns else [], pipeline.counters)
+        return _Tree(table, patterns.select(table), pipeline.counters)
 
     def _finish(self, tree: _Tree, assembly: Assembly, blob: FinishedBlob | None) -> BuiltImage:
         used = self._dictionary.used_blobs

@@ -91,8 +91,7 @@ class ChunkDictionary:
                     base += 1
                     self._blobs.append(DictionaryBlob(blob, image.metas[blob.blob_id], image.reference))
                 numbers.append(known[blob.blob_id])
-            for raw in bootstrap.chunk_rows():
-                row = bytes(raw)
+            for row in map(bytes, bootstrap.chunk_rows()):  # copies: no view may outlive the map
                 self._rows.setdefault(row[:32], (numbers[row[32]], row))
 
 

@@ -21,7 +21,7 @@ class DigestFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """Creates `path`, which must not exist."""
+        """Creates `path` anew; an interrupted build may have left one there."""
         self._path = path
         self._bits = _FIRST_BITS
         self._count = 0
@@ -89,7 +89,7 @@ class DigestFile:
 
 
 def _create(path: Path, bits: int) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     os.ftruncate(fd, _BUCKET_SIZE << bits)
     return fd
 

@@ -50,10 +50,13 @@ class DirectorySource:
         while pending:
             row, path = pending.pop()
             self._add_xattrs(table, row, path)
-            found = self._children(path)
+            names = self._names(path)
             table.begin_children(row)
             directories = []
-            for name, child_path, status in found:
+            prefix = path if path.endswith(b"/") else path + b"/"
+            for name in names:
+                child_path = prefix + name
+                status = self._status(child_path)
                 attributes = _attributes(status)
                 child = table.add_child(row, name, attributes)
                 kind = stat.S_IFMT(status.st_mode)
@@ -116,12 +119,17 @@ class DirectorySource:
             table.xattrs[row] = pack_xattrs(found, os.fsdecode(path))
 
     @staticmethod
-    def _children(path: bytes) -> list[tuple[bytes, bytes, os.stat_result]]:
+    def _names(path: bytes) -> list[bytes]:
+        """Names only: what is known of a whole directory at once, and it may have a million entries."""
         try:
-            with os.scandir(path) as entries:
-                return sorted(
-                    (entry.name, entry.path, entry.stat(follow_symlinks=False)) for entry in entries
-                )
+            return sorted(os.listdir(path))
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+    @staticmethod
+    def _status(path: bytes) -> os.stat_result:
+        try:
+            return os.lstat(path)
         except OSError as error:
             raise _unreadable(path, error) from error
 

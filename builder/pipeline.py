@@ -135,6 +135,7 @@ class ChunkPipeline:
     def ranges(self, size: int, first_address: int) -> Iterator[tuple[int, memoryview]]:
         """Offset and memory of each range of a file of `size` bytes, for the caller to fill one by one."""
         chunk_size = self._options.chunk_size
+        self.counters.files += size == 0
         offset = 0
         while offset < size:
             length = size if size <= chunk_size else min(size - offset, self.room())

@@ -3,7 +3,8 @@
 import fnmatch
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import stat
+from collections.abc import Iterator, Sequence
 
 from builder.options import InvalidOption
 from rafs.inode_table import InodeTable
@@ -33,10 +34,20 @@ class PrefetchPatterns:
                 return number
         return None
 
-    def select(self, table: InodeTable, rows: Iterable[int]) -> list[int]:
-        """The rows that match, in the order of the patterns, then of the tree."""
-        ranked = ((self.rank(table.path(row)), row) for row in rows)
-        return [row for _, row in sorted((rank, row) for rank, row in ranked if rank is not None)]
+    def select(self, table: InodeTable) -> list[int]:
+        """The rows of regular files that match by any of their names, in the order of the patterns, then of
+        the tree.
+        """
+        if not self._rules:
+            return []
+        best: dict[int, int] = {}
+        for row, target in enumerate(table.target):
+            if not stat.S_ISREG(table.mode[row]):
+                continue
+            rank = self.rank(table.path(row))
+            if rank is not None:
+                best[target] = min(rank, best.get(target, rank))
+        return sorted(best, key=lambda row: (best[row], row))
 
 
 def first_ones_first(rows: Sequence[int], chosen: Sequence[int]) -> Iterator[int]:

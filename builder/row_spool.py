@@ -41,8 +41,10 @@ class RowSpool:
 
     def close(self) -> None:
         """Removes the file."""
-        self._file.close()
-        self._path.unlink(missing_ok=True)
+        try:
+            self._file.close()
+        finally:
+            self._path.unlink(missing_ok=True)
 
     def _rows(self) -> Iterator[bytes]:
         with self._path.open("rb") as file:

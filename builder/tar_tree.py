@@ -2,9 +2,11 @@
 
 import base64
 import os
+import re
 import stat
 import tarfile
 import urllib.parse
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -25,7 +27,10 @@ _KINDS = {
     tarfile.FIFOTYPE: stat.S_IFIFO,
 }
 _PAX_XATTR = "SCHILY.xattr."
+"""In these names GNU tar writes `=` as `%3D` and `%` as `%25`; others leave both out."""
 _LIBARCHIVE_XATTR = "LIBARCHIVE.xattr."
+_DECIMAL = re.compile(r"-?(\d+\.?\d*|\.\d+)", re.ASCII)
+_SYMLINK_MAX = 4095
 
 
 class InvalidArchive(NydusError):
@@ -67,13 +72,29 @@ class TarTree:
                 )
             self._insert(parts, target)
             return target
-        node = self._node(member)
+        try:
+            node = self._node(member)
+        except (ValueError, OverflowError) as error:
+            raise InvalidArchive(
+                archive=self._archive, why=f"{member.name!r} has a broken header ({error})"
+            ) from error
         if not parts:
             if node.children is None:
                 raise InvalidArchive(archive=self._archive, why="its root is not a directory")
             self.root.attributes, self.root.xattrs = node.attributes, node.xattrs
             return self.root
         return self._insert(parts, node)
+
+    def names(self) -> Iterator[tuple[bytes, TarNode]]:
+        """Every name's absolute path with its node."""
+        pending = [(b"", self.root)]
+        while pending:
+            path, node = pending.pop()
+            for name, child in (node.children or {}).items():
+                below = path + b"/" + name
+                yield below, child
+                if child.children:
+                    pending.append((below, child))
 
     def fill(self, table: InodeTable) -> None:
         """Puts the tree into `table`, which has its root, in the order of a directory scan."""
@@ -109,6 +130,8 @@ class TarTree:
         parts = [part for part in os.fsencode(name).split(b"/") if part not in (b"", b".")]
         if b".." in parts:
             raise InvalidArchive(archive=self._archive, why=f"member {name!r} leads out of the tree")
+        if "\0" in name:
+            raise InvalidArchive(archive=self._archive, why=f"member {name!r} has a NUL byte in its name")
         if any(len(part) > 255 for part in parts):
             raise InvalidArchive(
                 archive=self._archive, why=f"member {name!r} has a name of more than 255 bytes"
@@ -149,18 +172,18 @@ class TarTree:
         seconds, nanoseconds = _mtime(member)
         attributes = Attributes(
             kind | member.mode & 0o7777,
-            member.uid,
-            member.gid,
-            member.size if kind == stat.S_IFREG else 0,
+            _limited(member.uid, 1 << 32, "owner"),
+            _limited(member.gid, 1 << 32, "group"),
+            _limited(member.size, 1 << 63, "size") if kind == stat.S_IFREG else 0,
             seconds,
             nanoseconds,
-            os.makedev(member.devmajor, member.devminor) if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0,
+            _device(member) if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0,
         )
         node = TarNode(attributes, xattrs=_xattrs(member))
         if kind == stat.S_IFDIR:
             node.children = {}
         elif kind == stat.S_IFLNK:
-            node.symlink = os.fsencode(member.linkname)
+            node.symlink = _target(member.linkname)
         return node
 
 
@@ -172,20 +195,48 @@ def _mtime(member: tarfile.TarInfo) -> tuple[int, int]:
     """Seconds and nanoseconds. The decimal text of a PAX header is exact, the float made of it is not."""
     text = member.pax_headers.get("mtime")
     if text is None:
-        return int(member.mtime), 0
+        return _seconds(int(member.mtime)), 0
+    if not _DECIMAL.fullmatch(text):
+        raise ValueError(f"time {text!r}")
     whole, _, fraction = text.partition(".")
     nanoseconds = int((fraction + "000000000")[:9])
-    seconds = int(whole)
+    seconds = int(whole) if whole not in ("", "-") else 0
     if text.startswith("-") and nanoseconds:
-        return seconds - 1, 1_000_000_000 - nanoseconds
-    return seconds, nanoseconds
+        return _seconds(seconds - 1), 1_000_000_000 - nanoseconds
+    return _seconds(seconds), nanoseconds
+
+
+def _seconds(seconds: int) -> int:
+    if not -(1 << 63) <= seconds < 1 << 63:
+        raise ValueError(f"time {seconds}")
+    return seconds
+
+
+def _limited(value: int, limit: int, what: str) -> int:
+    if not 0 <= value < limit:
+        raise ValueError(f"{what} {value}")
+    return value
+
+
+def _device(member: tarfile.TarInfo) -> int:
+    """Limits are those of the 12 and 20 bits that the kernel and RAFS have."""
+    return os.makedev(
+        _limited(member.devmajor, 1 << 12, "device major"), _limited(member.devminor, 1 << 20, "device minor")
+    )
+
+
+def _target(linkname: str) -> bytes:
+    target = os.fsencode(linkname)
+    if not 0 < len(target) <= _SYMLINK_MAX or b"\0" in target:
+        raise ValueError(f"a link target of {len(target)} bytes")
+    return target
 
 
 def _xattrs(member: tarfile.TarInfo) -> dict[bytes, bytes]:
     found: dict[bytes, bytes] = {}
     for key, value in member.pax_headers.items():
         if key.startswith(_PAX_XATTR):
-            name = os.fsencode(key[len(_PAX_XATTR) :])
+            name = os.fsencode(key[len(_PAX_XATTR) :].replace("%3D", "=").replace("%25", "%"))
             content = value.encode("utf-8", "surrogateescape")
         elif key.startswith(_LIBARCHIVE_XATTR):
             name = urllib.parse.unquote_to_bytes(key[len(_LIBARCHIVE_XATTR) :])

@@ -1,21 +1,29 @@
 """A tar stream as a source: plain, gzip or zstd, from a file or from standard input."""
 
 import contextlib
+import os
 import shutil
+import stat
 import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from tarfile import (  # type: ignore[attr-defined]
+    EmptyHeaderError,
+    EOFHeaderError,
+    HeaderError,
+    ReadError,
+)
+from typing import IO, BinaryIO, Self, cast
 
 import zstandard
 from isal import igzip, isal_zlib
 
 from builder.pipeline import ChunkPipeline
 from builder.tar_tree import InvalidArchive, TarNode, TarTree
-from builder.worker import SourceUnreadable
+from builder.worker import SourceChanged, SourceUnreadable
 
 STANDARD_INPUT = "-"
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -29,7 +37,46 @@ _BROKEN: tuple[type[Exception], ...] = (
     IsalError,
     zstandard.ZstdError,
     OSError,
+    # What the tarfile module lets through where a header's text is no number.
+    ValueError,
+    ArithmeticError,
+    LookupError,
 )
+_EXTENDED_TYPES = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+_EXTENDED_MAX = 16 << 20
+"""Bytes of an extended header, which is read as a whole; extended attributes of a file take 256 KiB."""
+
+
+class _StrictMember(tarfile.TarInfo):
+    """A member of an archive that must be sound to its end mark.
+
+    `TarFile.next` takes a broken or missing header behind the first one for the end of the archive, and half
+    an archive would look complete.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _EXTENDED_TYPES and member.size > _EXTENDED_MAX:
+            raise tarfile.ReadError(f"an extended header of {member.size} bytes")
+        return member
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile)
+        except EOFHeaderError:
+            raise
+        except EmptyHeaderError as error:
+            raise ReadError("it ends without an end mark") from error
+        except HeaderError as error:
+            raise ReadError(str(error)) from error
 
 
 @dataclass(slots=True)
@@ -38,11 +85,13 @@ class TarSource:
 
     path: Path
     spool: Path
+    _is_kept: bool = False
+    _stamp: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
         """For messages."""
-        return "standard input" if self._is_stream else str(self.path)
+        return "standard input" if self._is_standard_input else str(self.path)
 
     def read(self, pipeline: ChunkPipeline, is_hot: Callable[[bytes], bool] | None) -> TarTree:
         """Feeds all content to the pipeline and returns the tree.
@@ -57,28 +106,31 @@ class TarSource:
                 if member.isreg():
                     _feed(pipeline, archive, member, node, self.name)
             return tree
-        if self._is_stream:
-            self._keep_stream()
-        nodes: dict[int, tuple[TarNode, bool]] = {}
+        self._keep_stream()
+        nodes: dict[int, TarNode] = {}
         for _, number, member in self._members():
             node = tree.add(member)
             if member.isreg():
-                path = b"/" + member.name.strip("/").removeprefix("./").encode("utf-8", "surrogateescape")
-                nodes[number] = (node, is_hot(path))
+                nodes[number] = node
+        hot = {id(node) for path, node in tree.names() if is_hot(path)}
         for wanted in (True, False):
             for archive, number, member in self._members():
-                if number in nodes and nodes[number][1] is wanted:
-                    _feed(pipeline, archive, member, nodes[number][0], self.name)
+                if number in nodes and (id(nodes[number]) in hot) is wanted:
+                    _feed(pipeline, archive, member, nodes[number], self.name)
+        self.spool.unlink(missing_ok=True)
         return tree
 
     @property
-    def _is_stream(self) -> bool:
+    def _is_standard_input(self) -> bool:
         return str(self.path) == STANDARD_INPUT
 
     def _keep_stream(self) -> None:
-        with self.spool.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file, _READ_AHEAD)
-        self.path = self.spool
+        """Copies what can be read only once: standard input, or a pipe that has a name."""
+        if not self._is_standard_input and self.path.is_file():
+            return
+        with contextlib.ExitStack() as stack, self.spool.open("wb") as file:
+            shutil.copyfileobj(self._open_raw(stack), file, _READ_AHEAD)
+        self._is_kept = True
 
     def _members(self) -> Iterator[tuple[tarfile.TarFile, int, tarfile.TarInfo]]:
         """Every member with its number. What the archive itself raises becomes `InvalidArchive`."""
@@ -86,27 +138,48 @@ class TarSource:
             stream = self._open(stack)
             try:
                 archive = stack.enter_context(
-                    tarfile.open(fileobj=stream, mode="r|", encoding="utf-8", errors="surrogateescape")
+                    tarfile.open(
+                        fileobj=stream,
+                        mode="r|",
+                        encoding="utf-8",
+                        errors="surrogateescape",
+                        tarinfo=_StrictMember,
+                    )
                 )
                 number = 0
                 while (member := archive.next()) is not None:
                     archive.members = []  # type: ignore[attr-defined]  # they would all be kept otherwise
                     yield archive, number, member
                     number += 1
+                while stream.read(_READ_AHEAD):  # for the checksum at its end, and so that a pipe is not cut
+                    pass
             except _BROKEN as error:
                 raise InvalidArchive(
                     archive=self.name, why=f"not a readable tar archive ({error})"
                 ) from error
 
+    def _open_raw(self, stack: contextlib.ExitStack) -> BinaryIO:
+        if self._is_standard_input and not self._is_kept:
+            return sys.stdin.buffer
+        path = self.spool if self._is_kept else self.path
+        try:
+            raw = stack.enter_context(path.open("rb", buffering=_READ_AHEAD))
+        except OSError as error:
+            raise SourceUnreadable(path=path, why=error.strerror) from error
+        self._expect_unchanged(os.fstat(raw.fileno()))
+        stack.callback(lambda: self._expect_unchanged(os.fstat(raw.fileno())))
+        return raw
+
+    def _expect_unchanged(self, status: os.stat_result) -> None:
+        """The archive is the same file before and behind each reading; raises `SourceChanged`."""
+        stamp = (status.st_size, status.st_mtime_ns)
+        if self._stamp is None and stat.S_ISREG(status.st_mode) and not self._is_kept:
+            self._stamp = stamp
+        if self._stamp not in (None, stamp):
+            raise SourceChanged(path=self.path)
+
     def _open(self, stack: contextlib.ExitStack) -> IO[bytes]:
-        raw: BinaryIO
-        if self._is_stream:
-            raw = sys.stdin.buffer
-        else:
-            try:
-                raw = stack.enter_context(self.path.open("rb", buffering=_READ_AHEAD))
-            except OSError as error:
-                raise SourceUnreadable(path=self.path, why=error.strerror) from error
+        raw = self._open_raw(stack)
         magic = raw.peek(4)[:4]  # type: ignore[attr-defined]
         if magic.startswith(_GZIP_MAGIC):
             inflating = igzip.IGzipFile(fileobj=raw, mode="rb")  # type: ignore[no-untyped-call]
@@ -124,12 +197,12 @@ def _feed(
     pipeline: ChunkPipeline, archive: tarfile.TarFile, member: tarfile.TarInfo, node: TarNode, name: str
 ) -> None:
     """Copies a member's content into the arena, piece by piece."""
-    size = member.size
-    node.first_address = pipeline.reserve(size)
+    node.first_address = pipeline.reserve(0)
     content = archive.extractfile(member)
     if content is None:
         return
-    for offset, view in pipeline.ranges(size, node.first_address):
+    for offset, view in pipeline.ranges(member.size, node.first_address):
+        pipeline.reserve(len(view))  # bit by bit, because the size is what somebody wrote into a header
         try:
             filled = _read_into(content, view)
         except _BROKEN as error:

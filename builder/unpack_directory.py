@@ -11,8 +11,9 @@ from typing import Self
 
 from builder.unpack import CannotUnpack
 from rafs.inode import Inode
+from rafs.superblock import CHUNK_SIZE_MAX
 
-_ZEROS = bytes(1 << 20)
+_ZEROS = bytes(CHUNK_SIZE_MAX)
 
 
 class DirectoryTarget:
@@ -24,17 +25,25 @@ class DirectoryTarget:
 
     def __init__(self, directory: Path) -> None:
         """Raises `CannotUnpack` when `directory` exists and is not empty, or is no directory."""
-        self._final = directory.absolute()
-        if self._final.exists() and (not self._final.is_dir() or any(self._final.iterdir())):
-            raise CannotUnpack(path=directory, why="it exists and is not an empty directory")
-        self._final.parent.mkdir(parents=True, exist_ok=True)
+        self._final = Path(os.path.realpath(directory))
+        try:
+            if self._final.exists() and (not self._final.is_dir() or any(self._final.iterdir())):
+                raise CannotUnpack(path=directory, why="it exists and is not an empty directory")
+            if self._final.is_mount():
+                raise CannotUnpack(path=directory, why="it is a mount point; give a new directory inside it")
+            self._final.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CannotUnpack(path=directory, why=error.strerror) from error
         self._is_root = os.geteuid() == 0
         self._directories: list[tuple[bytes, Inode, dict[bytes, bytes]]] = []
         self._file: tuple[int, bytes, Inode, dict[bytes, bytes]] | None = None
         self._position = 0
 
     def __enter__(self) -> Self:
-        name = tempfile.mkdtemp(prefix=f".{self._final.name}.", suffix=".partial", dir=self._final.parent)
+        try:
+            name = tempfile.mkdtemp(prefix=".unpack.", suffix=".partial", dir=self._final.parent)
+        except OSError as error:
+            raise CannotUnpack(path=self._final, why=error.strerror) from error
         self._staging = os.fsencode(name)
         return self
 
@@ -50,9 +59,11 @@ class DirectoryTarget:
         try:
             self._finish_directories()
             os.rename(self._staging, self._final)
-        except OSError as failure:
+        except BaseException as failure:
             shutil.rmtree(self._staging, ignore_errors=True)
-            raise CannotUnpack(path=self._final, why=failure.strerror) from failure
+            if isinstance(failure, OSError):
+                raise CannotUnpack(path=self._final, why=failure.strerror) from failure
+            raise
 
     def add(self, path: bytes, inode: Inode, xattrs: dict[bytes, bytes], symlink: bytes) -> None:
         """Creates it; a directory gets its final mode and time when all is written."""
@@ -68,7 +79,7 @@ class DirectoryTarget:
             else:
                 os.mknod(target, inode.mode, inode.rdev)
             self._set_metadata(target, inode, xattrs)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL byte in a link's target
             raise self._failure(path, error) from error
 
     def add_link(self, path: bytes, inode: Inode, target: bytes) -> None:
@@ -96,7 +107,7 @@ class DirectoryTarget:
         assert self._file is not None
         fd, path, _, _ = self._file
         view = memoryview(chunk)
-        if chunk == _ZEROS[: len(chunk)]:
+        if _ZEROS.startswith(chunk):
             self._position += len(chunk)
             return
         while view:
@@ -123,10 +134,10 @@ class DirectoryTarget:
         try:
             if self._is_root:
                 os.chown(target, inode.uid, inode.gid, follow_symlinks=False)
-            if not inode.is_symlink:
-                os.chmod(target, stat.S_IMODE(inode.mode))
             for name, value in xattrs.items():  # behind chown, which drops capabilities
                 self._set_xattr(target, name, value)
+            if not inode.is_symlink:  # behind the attributes, which need write permission
+                os.chmod(target, stat.S_IMODE(inode.mode))
             time_ns = inode.mtime_s * 1_000_000_000 + inode.mtime_ns
             os.utime(target, ns=(time_ns, time_ns), follow_symlinks=False)
         except OSError as error:
@@ -145,5 +156,6 @@ class DirectoryTarget:
             self._set_metadata(target, inode, xattrs)
 
     @staticmethod
-    def _failure(path: bytes, error: OSError) -> CannotUnpack:
-        return CannotUnpack(path=os.fsdecode(path), why=error.strerror or str(error))
+    def _failure(path: bytes, error: OSError | ValueError) -> CannotUnpack:
+        why = error.strerror if isinstance(error, OSError) else None
+        return CannotUnpack(path=os.fsdecode(path), why=why or str(error))

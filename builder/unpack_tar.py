@@ -17,6 +17,12 @@ _TYPES = {
     stat.S_IFIFO: tarfile.FIFOTYPE,
 }
 _BLOCK = tarfile.BLOCKSIZE
+_NAME_MAX = 100
+_ID_MAX = 0o7777777
+_NUMBER_MAX = 0o77777777777
+"""What the fields of the plain header hold. Everything else goes into records of an extended one."""
+
+Records = list[tuple[bytes, bytes]]
 
 
 class TarTarget:
@@ -36,25 +42,28 @@ class TarTarget:
         if stat.S_ISSOCK(inode.mode):
             self.sockets += 1
             return
-        member = self._member(path, inode, xattrs)
-        member.linkname = os.fsdecode(symlink)
+        member = self._member(inode)
         member.devmajor, member.devminor = os.major(inode.rdev), os.minor(inode.rdev)
-        self._write_header(member)
+        name = _name(path) + b"/" if inode.is_dir else _name(path)
+        self._write_header(member, name, symlink, _records(inode, xattrs))
 
     def add_link(self, path: bytes, inode: Inode, target: bytes) -> None:
         """Writes a header that refers to an earlier member."""
-        member = self._member(path, inode, {})
+        member = self._member(inode)
         member.type = tarfile.LNKTYPE
-        member.linkname = _name(target)
-        member.size = 0
-        self._write_header(member)
+        self._write_header(member, _name(path), _name(target), _records(inode, {}))
 
     def begin_file(self, path: bytes, inode: Inode, xattrs: dict[bytes, bytes]) -> None:
         """Writes the header of a file."""
-        member = self._member(path, inode, xattrs)
-        member.size = self._left = inode.size
+        member = self._member(inode)
+        records = _records(inode, xattrs)
+        if inode.size > _NUMBER_MAX:
+            records.append((b"size", b"%d" % inode.size))
+        else:
+            member.size = inode.size
+        self._left = inode.size
         self._padding = -inode.size % _BLOCK
-        self._write_header(member)
+        self._write_header(member, _name(path), b"", records)
 
     def write(self, chunk: bytes) -> None:
         """Writes content."""
@@ -75,28 +84,63 @@ class TarTarget:
         self._out.flush()
 
     @staticmethod
-    def _member(path: bytes, inode: Inode, xattrs: dict[bytes, bytes]) -> tarfile.TarInfo:
-        member = tarfile.TarInfo(_name(path))
+    def _member(inode: Inode) -> tarfile.TarInfo:
+        member = tarfile.TarInfo()
         member.type = _TYPES[stat.S_IFMT(inode.mode)]
         member.mode = stat.S_IMODE(inode.mode)
-        member.uid, member.gid = inode.uid, inode.gid
-        member.mtime = inode.mtime_s
-        headers = {}
-        if inode.mtime_ns or inode.mtime_s < 0:
-            headers["mtime"] = _decimal(inode.mtime_s * 1_000_000_000 + inode.mtime_ns)
-        for name, value in xattrs.items():
-            headers[f"SCHILY.xattr.{os.fsdecode(name)}"] = value.decode("utf-8", "surrogateescape")
-        member.pax_headers = headers
+        member.uid, member.gid = min(inode.uid, _ID_MAX), min(inode.gid, _ID_MAX)
+        member.mtime = min(max(inode.mtime_s, 0), _NUMBER_MAX)
         return member
 
-    def _write_header(self, member: tarfile.TarInfo) -> None:
-        self._out.write(member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
+    def _write_header(self, member: tarfile.TarInfo, name: bytes, link: bytes, records: Records) -> None:
+        """The member's header, and before it an extended one with what does not fit there.
+
+        Records are raw bytes, as GNU tar writes them: the `tarfile` module would announce names that are not
+        UTF-8 by a `hdrcharset` record, which GNU tar does not know, and cannot write such attribute names.
+        """
+        for key, value in ((b"path", name), (b"linkpath", link)):
+            if len(value) > _NAME_MAX or not value.isascii():
+                records.append((key, value))
+        if records:
+            extended = tarfile.TarInfo("././@PaxHeader")
+            extended.type = tarfile.XHDTYPE
+            content = b"".join(_record(key, value) for key, value in records)
+            extended.size = len(content)
+            self._out.write(_plain(extended) + content + bytes(-len(content) % _BLOCK))
+        member.name, member.linkname = os.fsdecode(name[: _NAME_MAX - 1]), os.fsdecode(link[:_NAME_MAX])
+        self._out.write(_plain(member))
 
 
-def _name(path: bytes) -> str:
-    return os.fsdecode(path.lstrip(b"/") or b".")
+def _plain(member: tarfile.TarInfo) -> bytes:
+    return member.tobuf(tarfile.USTAR_FORMAT, "utf-8", "surrogateescape")
 
 
-def _decimal(time_ns: int) -> str:
-    sign = "-" if time_ns < 0 else ""
-    return f"{sign}{abs(time_ns) // 1_000_000_000}.{abs(time_ns) % 1_000_000_000:09d}"
+def _records(inode: Inode, xattrs: dict[bytes, bytes]) -> Records:
+    records: Records = []
+    if inode.mtime_ns or not 0 <= inode.mtime_s <= _NUMBER_MAX:
+        records.append((b"mtime", _decimal(inode.mtime_s * 1_000_000_000 + inode.mtime_ns)))
+    if inode.uid > _ID_MAX:
+        records.append((b"uid", b"%d" % inode.uid))
+    if inode.gid > _ID_MAX:
+        records.append((b"gid", b"%d" % inode.gid))
+    for name, value in xattrs.items():
+        # A key ends at the first `=`; GNU tar has this escape for names that hold one.
+        records.append((b"SCHILY.xattr." + name.replace(b"%", b"%25").replace(b"=", b"%3D"), value))
+    return records
+
+
+def _record(key: bytes, value: bytes) -> bytes:
+    """`LENGTH KEY=VALUE` and a newline; the length counts its own digits."""
+    rest = len(key) + len(value) + 3
+    length = rest + len(str(rest))
+    length = rest + len(str(length))
+    return b"%d %s=%s\n" % (length, key, value)
+
+
+def _name(path: bytes) -> bytes:
+    return path.lstrip(b"/") or b"."
+
+
+def _decimal(time_ns: int) -> bytes:
+    sign = b"-" if time_ns < 0 else b""
+    return b"%s%d.%09d" % (sign, abs(time_ns) // 1_000_000_000, abs(time_ns) % 1_000_000_000)

@@ -1,0 +1,152 @@
+"""Dedup, counters and batches of the pipeline, and workers that fail."""
+
+import os
+import pickle
+import signal
+from pathlib import Path
+
+import pytest
+
+from builder.build import Build
+from builder.crew import Crew, WorkerDied
+from builder.pipeline import PIECES_MAX, PipelineCounters
+from builder.worker import SourceChanged, SourceUnreadable
+from rafs.blob_table import BlobFeatures
+from tests.builder_support import (
+    ImageReader,
+    build,
+    decoded_size,
+    options,
+    put,
+    read_image,
+    read_tree,
+)
+
+SLOT = 4 << 20
+
+
+def _numbered(count: int, size: int) -> bytes:
+    """Chunks that all differ."""
+    return b"".join(b"%08d" % number + bytes(size - 8) for number in range(count))
+
+
+def test_equal_chunks_are_stored_once_within_a_task_and_between_tasks(tmp_path: Path) -> None:
+    content = _numbered(3, 4096)
+    put(tmp_path / "src", b"1", content + content)
+    put(tmp_path / "src", b"2", _numbered(2 * SLOT // 4096, 4096))
+    put(tmp_path / "src", b"3", content)
+    built = build(tmp_path / "src", tmp_path / "work", options(threads=2))
+    assert built.statistics.chunks == 6 + 2048 + 3
+    assert built.statistics.chunks_unique == 2048
+    assert built.statistics.bytes_unique == 2 * SLOT
+    assert read_image(built) == read_tree(tmp_path / "src")
+
+
+def test_small_files_share_extents(tmp_path: Path) -> None:
+    sizes = [100, 2000, 4000, 30_000, 32_767, 32_768, 1]
+    for number, size in enumerate(sizes):
+        put(tmp_path / "src", b"%d" % number, bytes([number + 1]) * size)
+    built = build(tmp_path / "src", tmp_path / "work", options(chunk_size=1 << 16, batch_size=1 << 16))
+    reader = ImageReader.open(built)
+    metas = [reader.metas[0].chunk(number) for number in range(7)]
+    assert [meta.is_batch for meta in sorted(metas, key=lambda m: m.uncompressed_size)] == [True] * 6 + [
+        False
+    ]
+    assert reader.bootstrap.blobs[0].uncompressed_size == decoded_size(sizes)
+    assert reader.bootstrap.blobs[0].features & BlobFeatures.BATCH
+    assert reader.tree() == read_tree(tmp_path / "src")
+
+
+def test_a_batch_of_one_is_a_chunk_of_its_own(tmp_path: Path) -> None:
+    put(tmp_path / "src", b"only", b"small")
+    built = build(tmp_path / "src", tmp_path / "work", options(batch_size=4096))
+    reader = ImageReader.open(built)
+    assert not reader.metas[0].chunk(0).is_batch
+    assert not reader.bootstrap.blobs[0].features & BlobFeatures.BATCH
+
+
+def test_more_files_than_a_task_takes(tmp_path: Path) -> None:
+    for number in range(PIECES_MAX * 2 + 3):
+        put(tmp_path / "src", b"%05d" % number, b"%d" % number)
+    built = build(tmp_path / "src", tmp_path / "work", options(batch_size=4096, threads=2))
+    assert built.statistics.files == PIECES_MAX * 2 + 3
+    assert read_image(built) == read_tree(tmp_path / "src")
+
+
+def test_paths_longer_than_a_message_takes(tmp_path: Path) -> None:
+    """A task ends when its paths are 64 KiB, so that a message fits the socket's buffer."""
+    deep = b"/".join([b"d" * 250] * 12)
+    for number in range(60):
+        put(tmp_path / "src", deep + b"/%d" % number, b"%d" % number)
+    built = build(tmp_path / "src", tmp_path / "work", options(batch_size=4096, threads=2))
+    assert read_image(built) == read_tree(tmp_path / "src")
+
+
+def test_sizes_around_a_slot(tmp_path: Path) -> None:
+    for number, size in enumerate((SLOT - 1, SLOT, SLOT + 1, SLOT - 4096, 4095, 4096, 4097, 3 * SLOT + 5)):
+        put(tmp_path / "src", b"%d" % number, (_numbered(1, 8) * (size // 8 + 1))[:size])
+    built = build(tmp_path / "src", tmp_path / "work", options(threads=2))
+    assert read_image(built) == read_tree(tmp_path / "src")
+
+
+def test_progress_only_grows_and_ends_at_the_whole(tmp_path: Path) -> None:
+    put(tmp_path / "src", b"f", _numbered(3 * SLOT // 4096, 4096))
+    seen: list[tuple[int, int]] = []
+
+    def note(counters: PipelineCounters) -> None:
+        seen.append((counters.bytes_in, counters.bytes_out))
+
+    with Build(tmp_path / "work", options(), on_progress=note) as running:
+        built = running.run(tmp_path / "src")
+    assert seen == sorted(seen)
+    assert len(seen) == 3
+    assert seen[-1][0] == built.statistics.bytes_in == 3 * SLOT
+
+
+def test_an_error_of_the_caller_ends_the_workers(tmp_path: Path) -> None:
+    put(tmp_path / "src", b"f", _numbered(3 * SLOT // 4096, 4096))
+
+    def fail(counters: PipelineCounters) -> None:
+        raise KeyboardInterrupt
+
+    before = _children()
+    with Build(tmp_path / "work", options(threads=2), on_progress=fail) as running:
+        with pytest.raises(KeyboardInterrupt):
+            running.run(tmp_path / "src")
+        assert _children() == before
+
+
+def _children() -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_killed_worker_is_an_error(tmp_path: Path, threads: int) -> None:
+    put(tmp_path / "src", b"f", _numbered(20 * SLOT // 4096, 4096))
+    before = set(_children())
+
+    def kill(counters: PipelineCounters) -> None:
+        for pid in set(_children()) - before:
+            os.kill(pid, signal.SIGKILL)
+
+    with Build(tmp_path / "work", options(threads=threads), on_progress=kill) as running:
+        with pytest.raises(WorkerDied, match=r"build worker \d+ ended with status -9"):
+            running.run(tmp_path / "src")
+        assert set(_children()) == before
+    assert not (tmp_path / "work" / "image.boot").exists()
+
+
+def test_workers_that_are_killed_before_their_first_task(tmp_path: Path) -> None:
+    before = set(_children())
+    with Crew(options(threads=2)) as crew:
+        for pid in set(_children()) - before:
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(WorkerDied, match="status -9"):
+            crew.collect()
+
+
+def test_errors_of_workers_travel_whole() -> None:
+    for error in (SourceChanged(path="/a\udcff"), SourceUnreadable(path="/b", why="gone")):
+        copy = pickle.loads(pickle.dumps(error))
+        assert str(copy) == str(error)
+        assert type(copy) is type(error)

@@ -10,7 +10,7 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,8 @@ class ChunkMap:
         size = os.fstat(file_descriptor).st_size
         expected = map_size(chunk_count)
         expect(size == expected, "chunk map", 0, f"{expected} bytes for {chunk_count} chunks, found {size}")
-        self._bits = mmap.mmap(file_descriptor, size)
+        # Read through the mapping, written by pwrite: a store into a mapping kills us when the disk is full.
+        self._bits = mmap.mmap(file_descriptor, size, prot=mmap.PROT_READ)
         try:
             ChunkMapHeader.unpack(memoryview(self._bits)[: ChunkMapHeader.SIZE].tobytes())
             self._check_padding()
@@ -86,7 +87,7 @@ class ChunkMap:
         fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, ChunkMapHeader(all_ready=False).pack())
-            os.ftruncate(fd, map_size(chunk_count))
+            os.posix_fallocate(fd, 0, map_size(chunk_count))
             os.fsync(fd)
             os.rename(fresh, path)
         except BaseException:
@@ -121,24 +122,31 @@ class ChunkMap:
         at = ChunkMapHeader.ALL_READY_OFFSET
         return int.from_bytes(self._bits[at : at + 4], "little") == ChunkMapHeader.MAGIC_ALL_READY
 
-    def add(self, indexes: Iterable[int]) -> None:
-        """Sets bits. The data of these chunks must be durable before."""
+    def add(self, indexes: Collection[int]) -> None:
+        """Sets bits. The data of these chunks must be durable before. Raises `OSError`."""
         with self._locked():
-            for index in indexes:
-                self._bits[ChunkMapHeader.SIZE + (index >> 3)] |= 0x80 >> (index & 7)
+            self._change(indexes, lambda byte, bit: byte | bit)
             if self.count() == self.chunk_count:
                 self._write_all_ready(ChunkMapHeader.MAGIC_ALL_READY)
 
-    def remove(self, indexes: Iterable[int]) -> None:
-        """Clears bits, and the mark that all are set before any of them."""
+    def remove(self, indexes: Collection[int]) -> None:
+        """Clears bits, and the mark that all are set before any of them. Raises `OSError`."""
         with self._locked():
             self._write_all_ready(0)
-            for index in indexes:
-                self._bits[ChunkMapHeader.SIZE + (index >> 3)] &= ~(0x80 >> (index & 7))
+            self._change(indexes, lambda byte, bit: byte & ~bit)
+
+    def _change(self, indexes: Collection[int], operation: Callable[[int, int], int]) -> None:
+        if not indexes:
+            return
+        first, last = (ChunkMapHeader.SIZE + (index >> 3) for index in (min(indexes), max(indexes)))
+        part = bytearray(self._bits[first : last + 1])
+        for index in indexes:
+            at = ChunkMapHeader.SIZE + (index >> 3) - first
+            part[at] = operation(part[at], 0x80 >> (index & 7))
+        os.pwrite(self._fd, part, first)
 
     def _write_all_ready(self, value: int) -> None:
-        at = ChunkMapHeader.ALL_READY_OFFSET
-        self._bits[at : at + 4] = value.to_bytes(4, "little")
+        os.pwrite(self._fd, value.to_bytes(4, "little"), ChunkMapHeader.ALL_READY_OFFSET)
 
     def _check_padding(self) -> None:
         spare = -self.chunk_count % 8

@@ -9,7 +9,7 @@ from backend.extents import BlobExtent
 from rafs.blob_table import BlobEntry, BlobFeatures
 from rafs.blobmeta import BlobMeta
 from rafs.codec import CodecError, Compressor, decompress
-from rafs.record import FormatError
+from rafs.record import BLOCK_SIZE, FormatError, round_up
 
 
 class ChunkInvalid(BackendError):
@@ -41,6 +41,15 @@ class ChunkOutcome:
     fault: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class GoodChunk:
+    """A verified chunk and its offset in the decoded blob."""
+
+    index: int
+    offset: int
+    data: memoryview
+
+
 class ChunkDecoder:
     """Decodes and verifies chunks of one blob."""
 
@@ -60,20 +69,29 @@ class ChunkDecoder:
         wanted: Sequence[int],
         store: Callable[[int, memoryview], None],
     ) -> list[ChunkOutcome]:
-        """Decodes an extent, verifies its chunks `wanted` and hands each good one to `store(offset, data)`.
+        """Decodes an extent, verifies its chunks `wanted` and hands good ones to `store(offset, data)`.
 
         A chunk that fails does not touch the others. Raises nothing for wrong bytes or a full disk.
         """
-        codec = self._blob.compressor if extent.is_compressed else Compressor.NONE
         try:
-            decoded = memoryview(decompress(codec, encoded, extent.decoded_size))
+            decoded = self._decompress(extent, encoded)
         except CodecError as error:
             return [ChunkOutcome(index, 0, fault=str(error)) for index in wanted]
-        return [self._finish(index, decoded, store) for index in wanted]
+        checked = [self._verify(index, decoded) for index in wanted]
+        good = [chunk for chunk in checked if isinstance(chunk, GoodChunk)]
+        outcomes = [chunk for chunk in checked if isinstance(chunk, ChunkOutcome)]
+        for run in _adjacent(good):
+            outcomes += _store_run(run, store)
+        return outcomes
 
-    def _finish(
-        self, index: int, decoded: memoryview, store: Callable[[int, memoryview], None]
-    ) -> ChunkOutcome:
+    def _decompress(self, extent: BlobExtent, encoded: memoryview) -> memoryview:
+        if extent.is_compressed:
+            return memoryview(decompress(self._blob.compressor, encoded, extent.decoded_size))
+        if len(encoded) == extent.decoded_size:
+            return encoded  # not copied
+        return memoryview(decompress(Compressor.NONE, encoded, extent.decoded_size))
+
+    def _verify(self, index: int, decoded: memoryview) -> "GoodChunk | ChunkOutcome":
         size = 0
         try:
             chunk = self._meta.chunk(index)
@@ -83,13 +101,33 @@ class ChunkDecoder:
         except (FormatError, IndexError) as error:
             return ChunkOutcome(index, size, fault=str(error))
         if found != expected:
-            return ChunkOutcome(
-                index, size, fault=f"digest {found.hex()[:16]} instead of {expected.hex()[:16]}"
-            )
+            fault = f"digest {found.hex()[:16]} instead of {expected.hex()[:16]}"
+            return ChunkOutcome(index, size, fault=fault)
         if chunk.uncompressed_offset + size > self._blob.uncompressed_size:
             return ChunkOutcome(index, size, fault="it lies outside the decoded blob")
-        try:
-            store(chunk.uncompressed_offset, data)
-        except OSError as error:
-            return ChunkOutcome(index, size, unstored=bytes(data), disk_error=error)
-        return ChunkOutcome(index, size)
+        return GoodChunk(index, chunk.uncompressed_offset, data)
+
+
+def _adjacent(chunks: Sequence[GoodChunk]) -> list[list[GoodChunk]]:
+    """Groups chunks that follow each other in the decoded file: thousands of small files are few writes."""
+    runs: list[list[GoodChunk]] = []
+    end = -1
+    for chunk in chunks:
+        if chunk.offset != end or not runs:
+            runs.append([])
+        runs[-1].append(chunk)
+        end = round_up(chunk.offset + len(chunk.data), BLOCK_SIZE)
+    return runs
+
+
+def _store_run(run: list[GoodChunk], store: Callable[[int, memoryview], None]) -> list[ChunkOutcome]:
+    data = run[0].data
+    if len(run) > 1:
+        # What lies between a chunk's end and the next block belongs to nobody and is zero.
+        padded = (part for chunk in run for part in (chunk.data, bytes(-len(chunk.data) % BLOCK_SIZE)))
+        data = memoryview(b"".join(padded))[: run[-1].offset + len(run[-1].data) - run[0].offset]
+    try:
+        store(run[0].offset, data)
+    except OSError as error:
+        return [ChunkOutcome(c.index, len(c.data), unstored=bytes(c.data), disk_error=error) for c in run]
+    return [ChunkOutcome(chunk.index, len(chunk.data)) for chunk in run]

@@ -40,7 +40,8 @@ class ExtentIndex:
 
     def __init__(self, meta: BlobMeta) -> None:
         self._meta = meta
-        # Finding the chunks of a batch means walking over them; a batch is asked for many times.
+        # Finding the chunks of a batch means walking over them; a batch is asked for many times. Other
+        # tools leave members of a batch apart from each other: each group counts as an extent of its own.
         self._batches: dict[int, BlobExtent] = {}
 
     @property
@@ -56,7 +57,7 @@ class ExtentIndex:
             size, decoded = chunk.compressed_size, chunk.uncompressed_size
             return BlobExtent(alone, chunk.compressed_offset, size, decoded, chunk.is_compressed)
         known = self._batches.get(chunk.batch_index)
-        if known is None:
+        if known is None or index not in known.chunks:
             known = _extent(self._meta.batch_range(index), self._meta.extent(index))
             self._batches[chunk.batch_index] = known
         return known

@@ -3,17 +3,14 @@
 read -> chunks -> missing ones, single-flight -> runs of neighbours -> one request each -> decode and
 verify in threads -> cache file -> ready -> waiters.
 
-Concurrency: `FetchPool` owns the nursery in which every fetch runs, so a reader that is cancelled takes
+Concurrency: every fetch runs in the nursery of the `FetchPool`, so a reader that is cancelled takes
 nothing with it. Between the look at the cache in `ChunkFetcher._collect` and the entry of new flights there
 is no checkpoint, nor between making an extent's chunks ready and landing its flight. Fetches end by
 landing their flights, whatever happens, also when the pool is closed.
 """
 
 import logging
-import os
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -23,7 +20,8 @@ from backend.cache import CachedBlob
 from backend.contract import BackendError, BlobReader
 from backend.decode import ChunkDecoder, ChunkInvalid, ChunkOutcome
 from backend.extents import BlobExtent, ExtentIndex, merge_runs, widen
-from backend.priority import FetchClass, PriorityGate, Ticket
+from backend.fetch_pool import FetchPool
+from backend.priority import FetchClass, Ticket
 from backend.readahead import Readahead, Stream
 from backend.singleflight import Flight, FlightTable
 from rafs.blob_table import BlobEntry
@@ -35,6 +33,8 @@ log = logging.getLogger(__name__)
 # One trip to a thread costs about 0.2 ms: worth it for about this much to decode.
 DECODE_BYTES = 1 << 20
 DECODE_EXTENTS = 64
+READAHEAD_DECODED_RATIO = 4
+"""A readahead window decodes to at most this many times its encoded size."""
 
 
 class FetchFailed(BackendError):
@@ -60,76 +60,6 @@ class FetchStatistics(msgspec.Struct, frozen=True):
         return FetchStatistics(*(a + b for a, b in pairs))
 
 
-@dataclass(frozen=True, slots=True)
-class FetchOptions:
-    """Limits of a pool. `reserved` of the `connections` are kept for reads that somebody waits for."""
-
-    connections: int = 12
-    reserved: int = 4
-    decode_threads: int = 0  # 0: one for each CPU
-    flush_interval_s: float = 0.5
-    flush_bytes: int = 64 << 20
-
-
-class FetchPool:
-    """What the fetchers of a mount share: tasks, connections, decoding threads, the flusher."""
-
-    def __init__(self, nursery: trio.Nursery, options: FetchOptions) -> None:
-        """Use `open_fetch_pool`."""
-        self.nursery = nursery
-        self.options = options
-        self.gate = PriorityGate(options.connections, options.reserved)
-        self.decoders = trio.CapacityLimiter(options.decode_threads or len(os.sched_getaffinity(0)))
-        self._blobs: list[CachedBlob] = []
-        self._unflushed = trio.Event()
-        self._much_unflushed = trio.Event()
-
-    def register(self, blob: CachedBlob) -> None:
-        """Has `blob` flushed from now on."""
-        self._blobs.append(blob)
-
-    def note_added(self) -> None:
-        """Chunks were added to some blob: a flush is due soon, or now when they are many."""
-        self._unflushed.set()
-        if sum(blob.unmarked_bytes for blob in self._blobs) >= self.options.flush_bytes:
-            self._much_unflushed.set()
-
-    async def flush(self) -> None:
-        """Makes everything fetched so far durable and marks it."""
-        for blob in self._blobs:
-            await blob.flush()
-
-    async def _flush_forever(self) -> None:
-        while True:
-            await self._unflushed.wait()
-            with trio.move_on_after(self.options.flush_interval_s):
-                await self._much_unflushed.wait()
-            self._unflushed, self._much_unflushed = trio.Event(), trio.Event()
-            await self.flush()
-
-
-@asynccontextmanager
-async def open_fetch_pool(options: FetchOptions | None = None) -> AsyncIterator[FetchPool]:
-    """Owns the tasks of a pool. At exit fetches are cancelled and what has arrived is flushed."""
-    pool: FetchPool | None = None
-    failure: Exception | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            pool = FetchPool(nursery, options or FetchOptions())
-            nursery.start_soon(pool._flush_forever)
-            try:
-                yield pool
-            except Exception as error:
-                failure = error  # raised below: the nursery would wrap it in a group
-            nursery.cancel_scope.cancel()
-    finally:
-        if pool is not None:
-            with trio.CancelScope(shield=True):
-                await pool.flush()
-    if failure is not None:
-        raise failure
-
-
 class ChunkFetcher:
     """Fetches chunks of one blob into its cache file."""
 
@@ -149,6 +79,7 @@ class ChunkFetcher:
         self._blob = blob
         self._reader = reader
         self._pool = pool
+        self._meta = meta
         self._extents = ExtentIndex(meta)
         self._decoder = ChunkDecoder(blob, meta, digests)
         self._flights = FlightTable()
@@ -160,6 +91,10 @@ class ChunkFetcher:
     def chunk_count(self) -> int:
         """Number of chunks of the blob."""
         return self._extents.chunk_count
+
+    def offset_of(self, index: int) -> int:
+        """Where chunk `index` starts in the decoded file."""
+        return self._meta.chunk(index).uncompressed_offset
 
     def decoded_size(self, index: int) -> int:
         """Bytes of the extent that holds chunk `index`, decoded."""
@@ -257,7 +192,8 @@ class ChunkFetcher:
         end, budget = stream.next_chunk, stream.window_bytes
         absent: list[BlobExtent] = []
         for extent in self._extents.following(end):
-            budget -= extent.size
+            # Well compressed data costs decoding instead of bandwidth.
+            budget -= max(extent.size, extent.decoded_size // READAHEAD_DECODED_RATIO)
             end = extent.chunks.stop
             if self._is_absent(extent):
                 absent.append(extent)

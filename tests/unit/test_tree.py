@@ -2,12 +2,14 @@
 
 import ast
 import collections
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tools.error_table import PACKAGES, error_rows, render
+from tools.main import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("rafs", "backend", "builder", "fuse", "tools")
@@ -116,6 +118,19 @@ def test_no_path_of_one_machine_in_the_tree() -> None:
 
 def test_no_lock_file() -> None:
     assert [name for name in ("uv.lock", "poetry.lock", "Pipfile.lock") if (ROOT / name).exists()] == []
+
+
+def test_the_readme_is_short_and_knows_every_verb() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert readme.count("\n") <= 120
+    assert [verb for verb in VERBS if f"| `{verb} " not in readme and f"| `{verb}`" not in readme] == []
+    assert [line for line in ("make demo", "make test") if f"\n{line} " not in readme] == []
+
+
+def test_every_target_that_the_readme_names_exists() -> None:
+    named = set(re.findall(r"\bmake ([a-z-]+)", (ROOT / "README.md").read_text())) - {"a"}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert named <= targets
 
 
 def test_packages_of_the_error_table_are_those_of_the_product() -> None:

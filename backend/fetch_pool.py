@@ -1,0 +1,85 @@
+"""What the fetchers of a mount share: the nursery, the connections, decoding threads and the flusher.
+
+Concurrency: the pool's nursery holds every fetch of every blob and one task that flushes. At exit fetches are
+cancelled first (a thread that decodes ends its work), then what has arrived is flushed, shielded.
+"""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from backend.cache import CachedBlob
+from backend.priority import PriorityGate
+
+
+@dataclass(frozen=True, slots=True)
+class FetchOptions:
+    """Limits of a pool. `reserved` of the `connections` are kept for reads that somebody waits for."""
+
+    connections: int = 12
+    reserved: int = 4
+    decode_threads: int = 0  # 0: one for each CPU
+    flush_interval_s: float = 0.5
+    flush_bytes: int = 64 << 20
+
+
+class FetchPool:
+    """What the fetchers of a mount share: tasks, connections, decoding threads, the flusher."""
+
+    def __init__(self, nursery: trio.Nursery, options: FetchOptions) -> None:
+        """Use `open_fetch_pool`."""
+        self.nursery = nursery
+        self.options = options
+        self.gate = PriorityGate(options.connections, options.reserved)
+        self.decoders = trio.CapacityLimiter(options.decode_threads or len(os.sched_getaffinity(0)))
+        self._blobs: list[CachedBlob] = []
+        self._unflushed = trio.Event()
+        self._much_unflushed = trio.Event()
+
+    def register(self, blob: CachedBlob) -> None:
+        """Has `blob` flushed from now on."""
+        self._blobs.append(blob)
+
+    def note_added(self) -> None:
+        """Chunks were added to some blob: a flush is due soon, or now when they are many."""
+        self._unflushed.set()
+        if sum(blob.unmarked_bytes for blob in self._blobs) >= self.options.flush_bytes:
+            self._much_unflushed.set()
+
+    async def flush(self) -> None:
+        """Makes everything fetched so far durable and marks it."""
+        for blob in self._blobs:
+            await blob.flush()
+
+    async def _flush_forever(self) -> None:
+        while True:
+            await self._unflushed.wait()
+            with trio.move_on_after(self.options.flush_interval_s):
+                await self._much_unflushed.wait()
+            self._unflushed, self._much_unflushed = trio.Event(), trio.Event()
+            await self.flush()
+
+
+@asynccontextmanager
+async def open_fetch_pool(options: FetchOptions | None = None) -> AsyncIterator[FetchPool]:
+    """Owns the tasks of a pool. At exit fetches are cancelled and what has arrived is flushed."""
+    pool: FetchPool | None = None
+    failure: Exception | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            pool = FetchPool(nursery, options or FetchOptions())
+            nursery.start_soon(pool._flush_forever)
+            try:
+                yield pool
+            except Exception as error:
+                failure = error  # raised below: the nursery would wrap it in a group
+            nursery.cancel_scope.cancel()
+    finally:
+        if pool is not None:
+            with trio.CancelScope(shield=True):
+                await pool.flush()
+    if failure is not None:
+        raise failure

@@ -1,0 +1,337 @@
+"""The fetch pipeline over a blob in memory: what is asked for, what is stored, and what failures do."""
+
+import errno
+import os
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from backend.cache import BlobCache, BlobShape, CachedBlob
+from backend.contract import BackendError
+from backend.decode import BlobUnsupported, ChunkInvalid
+from backend.fetch import ChunkFetcher, FetchFailed
+from backend.fetch_pool import FetchOptions, open_fetch_pool
+from backend.memory_blob import MemoryBlob, MemoryBlobReader, make_memory_blob
+from backend.priority import FetchClass
+from rafs.blob_table import BlobFeatures
+from rafs.codec import Compressor
+
+MIB = 1 << 20
+
+
+def noise(size: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def big_blob(count: int, size: int = MIB) -> MemoryBlob:
+    return make_memory_blob([noise(size, i) for i in range(count)], Compressor.NONE)
+
+
+class Rig:
+    """One fetcher on a memory blob."""
+
+    def __init__(self, blob: MemoryBlob, reader: MemoryBlobReader, fetcher: ChunkFetcher) -> None:
+        self.blob, self.reader, self.fetcher = blob, reader, fetcher
+        self.cached: CachedBlob = fetcher.cached
+
+    def content(self, index: int) -> bytes:
+        chunk = self.blob.meta.chunk(index)
+        assert self.cached.is_ready(index)
+        return bytes(self.cached.view(chunk.uncompressed_offset, chunk.uncompressed_size))
+
+
+@asynccontextmanager
+async def rig(tmp_path: Path, blob: MemoryBlob, options: FetchOptions | None = None) -> AsyncIterator[Rig]:
+    shape = BlobShape(blob.entry.blob_id, blob.entry.uncompressed_size, blob.entry.chunk_count)
+    cached = BlobCache(tmp_path).open(shape)
+    reader = MemoryBlobReader(blob.data)
+    try:
+        async with open_fetch_pool(options) as pool:
+            yield Rig(blob, reader, ChunkFetcher(blob.entry, blob.meta, blob.digests, reader, cached, pool))
+    finally:
+        cached.close()
+
+
+@pytest.mark.parametrize("codec", list(Compressor))
+async def test_chunks_arrive_decoded_and_verified(tmp_path: Path, codec: Compressor) -> None:
+    chunks = [b"first " * 1000, noise(5000, 1), b"last"]
+    async with rig(tmp_path, make_memory_blob(chunks, codec)) as r:
+        assert await r.fetcher.ensure(0, 2) == {}
+        assert [r.content(i) for i in range(3)] == chunks
+        assert r.reader.requests == [(0, len(r.blob.data))]
+        assert r.fetcher.statistics().chunks_stored == 3
+        assert await r.fetcher.ensure(0, 2) == {}
+        assert len(r.reader.requests) == 1
+
+
+async def test_batch_chunks_come_and_are_stored_together(tmp_path: Path) -> None:
+    groups: list[bytes | Sequence[bytes]] = [
+        noise(300_000, 0),
+        [b"a" * 10, b"b" * 5000, b"c"],
+        noise(300_000, 1),
+    ]
+    async with rig(tmp_path, make_memory_blob(groups)) as r:
+        await r.fetcher.ensure(2, 2)
+        assert [r.content(i) for i in (1, 2, 3)] == [b"a" * 10, b"b" * 5000, b"c"]
+        assert len(r.reader.requests) == 1
+        assert not r.cached.is_ready(0)
+
+
+async def test_flush_at_the_end_marks_everything(tmp_path: Path) -> None:
+    blob = big_blob(2)
+    async with rig(tmp_path, blob) as r:
+        await r.fetcher.ensure(0, 1)
+    async with rig(tmp_path, blob) as r:
+        assert r.cached.ready_count() == 2
+
+
+async def test_flusher_marks_after_its_interval(tmp_path: Path, autojump_clock: object) -> None:
+    blob = big_blob(1)
+    async with rig(tmp_path, blob) as r:
+        await r.fetcher.ensure(0, 0)
+        await trio.sleep(1)  # of the mock clock
+        await trio.testing.wait_all_tasks_blocked()
+        while r.cached.unmarked_bytes:  # the flush is in a real thread
+            await trio.lowlevel.checkpoint()
+        other = BlobCache(tmp_path).open(r.cached.shape)
+        assert other.is_ready(0)
+        other.close()
+
+
+async def test_flusher_does_not_wait_when_there_is_much(tmp_path: Path) -> None:
+    async with rig(tmp_path, big_blob(1), FetchOptions(flush_interval_s=1e6, flush_bytes=MIB)) as r:
+        await r.fetcher.ensure(0, 0)
+        while r.cached.unmarked_bytes:
+            await trio.lowlevel.checkpoint()
+
+
+async def test_readers_of_one_chunk_share_one_request(tmp_path: Path) -> None:
+    async with rig(tmp_path, big_blob(1)) as r:
+        r.reader.hold()
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(r.fetcher.ensure, 0, 0)
+            await r.reader.wait_requests(1)
+            await trio.testing.wait_all_tasks_blocked()
+            r.reader.release()
+        assert len(r.reader.requests) == 1
+        statistics = r.fetcher.statistics()
+        assert (statistics.misses, statistics.waits) == (1, 4)
+
+
+async def test_cancelled_reader_does_not_kill_the_fetch(tmp_path: Path) -> None:
+    async with rig(tmp_path, big_blob(1)) as r:
+        r.reader.hold()
+        with trio.CancelScope() as first:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(r.fetcher.ensure, 0, 0)
+                await r.reader.wait_requests(1)
+                first.cancel()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(r.fetcher.ensure, 0, 0)
+            await trio.testing.wait_all_tasks_blocked()
+            r.reader.release()
+        assert r.cached.is_ready(0)
+        assert len(r.reader.requests) == 1
+
+
+async def test_small_miss_takes_neighbours_along(tmp_path: Path) -> None:
+    async with rig(tmp_path, make_memory_blob([noise(16384, i) for i in range(100)])) as r:
+        await r.fetcher.ensure(50, 50)
+        ready = [i for i in range(100) if r.cached.is_ready(i)]
+        assert ready[0] == 50
+        assert 200_000 < r.fetcher.statistics().bytes_fetched <= 256 << 10
+        assert len(r.reader.requests) == 1
+        await r.fetcher.ensure(99, 99)
+        assert r.cached.is_ready(90)
+
+
+async def test_small_miss_in_a_large_file_moves_one_chunk(tmp_path: Path) -> None:
+    async with rig(tmp_path, big_blob(64)) as r:
+        await r.fetcher.ensure(30, 30)
+        await trio.testing.wait_all_tasks_blocked()
+        assert r.fetcher.statistics().bytes_fetched == MIB
+
+
+async def test_small_gaps_are_swallowed_and_runs_limited(tmp_path: Path) -> None:
+    chunks = [noise(MIB, 0), noise(20_000, 1), noise(MIB, 2), noise(200_000, 3), noise(MIB, 4)]
+    async with rig(tmp_path, make_memory_blob(chunks, Compressor.NONE)) as r:
+        await r.fetcher.ensure_chunks([0, 2, 4])
+        assert sorted(r.reader.requests) == [(0, 2 * MIB + 20_000), (2 * MIB + 220_000, MIB)]
+        assert not r.cached.is_ready(1)
+    async with rig(tmp_path / "runs", big_blob(20)) as r:
+        await r.fetcher.ensure_chunks(range(20), FetchClass.PREFETCH)
+        assert [length for _, length in sorted(r.reader.requests)] == [8 * MIB, 8 * MIB, 4 * MIB]
+
+
+async def test_sequential_reader_finds_its_chunks_ready(tmp_path: Path) -> None:
+    async with rig(tmp_path, big_blob(64, 256 << 10)) as r:
+        misses = []
+        for chunk in range(64):
+            if not r.cached.is_ready(chunk):
+                misses.append(chunk)
+                await r.fetcher.ensure(chunk, chunk)
+            r.fetcher.touch(chunk, chunk)
+            await trio.testing.wait_all_tasks_blocked()
+            while len(r.fetcher._flights):
+                await trio.lowlevel.checkpoint()
+        assert misses == [0, 1]
+        assert len(r.reader.requests) < 30
+
+
+async def test_readahead_of_well_compressed_data_is_bounded_too(tmp_path: Path) -> None:
+    zeros = [bytes(MIB - i) for i in range(64)]
+    async with rig(tmp_path, make_memory_blob(zeros)) as r:
+        await r.fetcher.ensure(0, 0)
+        first = [i for i in range(64) if r.cached.is_ready(i)][-1]
+        await r.fetcher.ensure(first + 1, first + 1)
+        await trio.testing.wait_all_tasks_blocked()
+        while len(r.fetcher._flights):
+            await trio.lowlevel.checkpoint()
+        assert r.cached.ready_count() <= 2 * (first + 1) + 5
+
+
+async def test_random_reader_gets_no_readahead(tmp_path: Path) -> None:
+    async with rig(tmp_path, big_blob(64, 256 << 10)) as r:
+        for chunk in (5, 20, 3, 40, 60, 11):
+            await r.fetcher.ensure(chunk, chunk)
+        assert r.cached.ready_count() == 6
+
+
+async def test_wrong_bytes_are_asked_for_again(tmp_path: Path) -> None:
+    async with rig(tmp_path, big_blob(3)) as r:
+        r.reader.script = lambda number, offset, data: bytes(len(data)) if number == 0 else data
+        await r.fetcher.ensure(1, 1)
+        assert r.content(1) == noise(MIB, 1)
+        assert len(r.reader.requests) == 2
+
+
+async def test_wrong_bytes_twice_fail_that_chunk_only(tmp_path: Path) -> None:
+    chunks = [noise(1000, i) for i in range(3)]
+
+    def damage(number: int, offset: int, data: bytes) -> bytes:
+        spoiled = bytearray(data)
+        if offset <= 1500 < offset + len(data):
+            spoiled[1500 - offset] ^= 1
+        return bytes(spoiled)
+
+    async with rig(tmp_path, make_memory_blob(chunks, Compressor.NONE)) as r:
+        r.reader.script = damage
+        with pytest.raises(ChunkInvalid, match="chunk 1 is not what the image names") as caught:
+            await r.fetcher.ensure(0, 2)
+        assert caught.value.errno == errno.EIO
+        assert [r.cached.is_ready(i) for i in range(3)] == [True, False, True]
+        assert r.fetcher.statistics().errors == 2
+        with pytest.raises(ChunkInvalid):
+            await r.fetcher.ensure(1, 1)
+        await r.fetcher.ensure(0, 0)
+        r.reader.script = lambda number, offset, data: data
+        await r.fetcher.ensure(1, 1)
+        assert r.content(1) == chunks[1]
+
+
+async def test_undecodable_bytes_are_a_chunk_error(tmp_path: Path) -> None:
+    async with rig(tmp_path, make_memory_blob([b"text" * 1000])) as r:
+        r.reader.script = lambda number, offset, data: bytes(len(data))
+        with pytest.raises(ChunkInvalid, match="does not decode"):
+            await r.fetcher.ensure(0, 0)
+
+
+async def test_source_error_reaches_every_waiter_and_is_not_remembered(tmp_path: Path) -> None:
+    def fail(number: int, offset: int, data: bytes) -> bytes:
+        if number == 0:
+            raise BackendError(where="memory", why="gone")
+        return data
+
+    async with rig(tmp_path, big_blob(1)) as r:
+        r.reader.script = fail
+        with pytest.raises(BackendError, match="gone"):
+            await r.fetcher.ensure(0, 0)
+        await r.fetcher.ensure(0, 0)
+        assert r.content(0) == noise(MIB, 0)
+
+
+async def test_a_fault_of_ours_fails_the_read_and_leaves_the_mount(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(number: int, offset: int, data: bytes) -> bytes:
+        raise ZeroDivisionError
+
+    async with rig(tmp_path, big_blob(1)) as r:
+        r.reader.script = fail
+        with pytest.raises(FetchFailed):
+            await r.fetcher.ensure(0, 0)
+    assert "ZeroDivisionError" in caplog.text
+    caplog.clear()
+
+
+async def test_waiter_is_told_when_the_pool_goes_away(tmp_path: Path) -> None:
+    outcome: list[BaseException] = []
+
+    async def wait(fetcher: ChunkFetcher) -> None:
+        try:
+            await fetcher.ensure(0, 0)
+        except FetchFailed as error:
+            outcome.append(error)
+
+    async with trio.open_nursery() as nursery, rig(tmp_path, big_blob(1)) as r:
+        r.reader.hold()
+        nursery.start_soon(wait, r.fetcher)
+        await r.reader.wait_requests(1)
+    assert len(outcome) == 1
+
+
+@pytest.mark.logs_warning
+async def test_full_disk_answers_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, data: memoryview, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with rig(tmp_path, big_blob(1)) as r:
+        monkeypatch.setattr(os, "pwrite", full)
+        for _ in range(2):
+            assert await r.fetcher.ensure(0, 0) == {0: noise(MIB, 0)}
+        assert not r.cached.is_ready(0)
+        assert len(r.reader.requests) == 1
+        monkeypatch.undo()
+    async with rig(tmp_path, big_blob(1)) as r:
+        assert r.cached.ready_count() == 0
+
+
+async def test_on_demand_overtakes_prefetch(tmp_path: Path) -> None:
+    async with rig(tmp_path, big_blob(40), FetchOptions(connections=2, reserved=1)) as r:
+        r.reader.hold()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(r.fetcher.ensure_chunks, range(24), FetchClass.PREFETCH)
+            await r.reader.wait_requests(1)
+            nursery.start_soon(r.fetcher.ensure, 39, 39)
+            await r.reader.wait_requests(2)
+            assert r.reader.requests[1] == (39 * MIB, MIB)
+            # A waiter lends its urgency to a prefetch that is queued behind others.
+            last = 0 if r.reader.requests[0][0] else 16
+            nursery.start_soon(r.fetcher.ensure, last, last)
+            await trio.testing.wait_all_tasks_blocked()
+            r.reader.release()
+        assert r.reader.requests[2] == (last * MIB, 8 * MIB)
+
+
+async def test_forgotten_chunk_is_fetched_again(tmp_path: Path) -> None:
+    async with rig(tmp_path, make_memory_blob([[b"one" * 100, b"two" * 100], b"x"])) as r:
+        await r.fetcher.ensure(0, 2)
+        await r.cached.forget([1])
+        await r.fetcher.ensure(0, 1)
+        assert r.content(1) == b"two" * 100
+        assert len(r.reader.requests) == 2
+
+
+async def test_blob_that_cannot_be_decoded_is_refused(tmp_path: Path) -> None:
+    blob = big_blob(1)
+    entry = replace(blob.entry, features=blob.entry.features | BlobFeatures.ENCRYPTED)
+    with pytest.raises(BlobUnsupported, match="encrypted"):
+        async with rig(tmp_path, replace(blob, entry=entry)):
+            pass

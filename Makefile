@@ -33,7 +33,7 @@ test-all: test fuzz
 check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 bench: $(VENV)/.bench-packages $(VENV)/.installed-bench
@@ -41,9 +41,10 @@ bench: $(VENV)/.bench-packages $(VENV)/.installed-bench
 
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.installed-fuzz
+	@mkdir -p $(VENV)/crashes
 	@set -e; for target in tests/fuzz/fuzz_*.py; do \
 		echo "$$target: $(FUZZ_SECONDS) s"; \
-		$(BIN)/python "$$target" -max_total_time=$(FUZZ_SECONDS) -verbosity=0; \
+		$(BIN)/python "$$target" -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=$(VENV)/crashes/; \
 	done
 
 fmt: $(VENV)/.installed-test

@@ -1,0 +1,202 @@
+"""`nydus-py check`: every fault of an image that can be found, each with record, offset and expectation."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, ClassVar
+
+import trio
+import typer
+
+from backend.contract import BlobNotFound, ShortRead
+from backend.store import ImageMetadata, ImageStore, open_store
+from rafs.blob_table import BlobEntry
+from rafs.blobmeta import BlobMeta
+from rafs.bootstrap import Bootstrap
+from rafs.check import Fault, check_blob_meta, check_bootstrap, check_extent, extents_of
+from rafs.chunk import ChunkRef
+from rafs.errors import NydusError
+from rafs.record import FormatError
+from tools.image import OpenImage, absolute_reference
+from tools.output import JsonOption, emit
+from tools.progress import Bar, progress_bar
+from tools.run_stream import Run, run_stream
+from tools.runtime import run_async
+from tools.settings import Settings, settings_of
+from tools.sizes import format_size
+
+FAULTS_MAX = 1000
+"""Where a check stops counting: an image with as many faults is beyond a list."""
+
+
+class ImageFaulty(NydusError):
+    """The check found faults; they are in its report."""
+
+    message = "{reference}: {count} faults"
+    exit_code: ClassVar[int] = 95
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFault:
+    """One fault. `file` is the bootstrap, a blob.meta or a blob; the offset is in bytes and into it."""
+
+    file: str
+    record: str
+    offset_bytes: int
+    expectation: str
+
+
+@dataclass(slots=True)
+class CheckReport:
+    """What was looked at, and what was wrong."""
+
+    reference: str
+    digest: str
+    deep: bool
+    inodes: int = 0
+    blobs: int = 0
+    chunks: int = 0
+    bytes_read: int = 0
+    faults: list[FoundFault] = field(default_factory=list)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are so many faults that looking on is no use."""
+        return len(self.faults) >= FAULTS_MAX
+
+    def add(self, file: str, faults: Iterator[Fault]) -> None:
+        """Notes the faults of one file, as far as there is room."""
+        for fault in faults:
+            if self.is_full:
+                return
+            self.faults.append(FoundFault(file, fault.record, fault.offset_bytes, fault.expectation))
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What reading some neighbouring chunks has shown. `length` in encoded bytes."""
+
+    blob_id: str
+    length: int
+    faults: tuple[Fault, ...]
+
+
+def run(
+    ctx: typer.Context,
+    reference: Annotated[str, typer.Argument(metavar="REF", help="The image.")],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also read every chunk and compare its digest.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify an image: manifest, metadata, and that its blobs are there.
+
+    Faults are listed with record, offset and expectation, and the exit code is not 0.
+    """
+    settings = settings_of(ctx)
+    settings.cache_dir.mkdir(parents=True, exist_ok=True)
+    # Metadata that is in the cache already says nothing of what the store would give today.
+    with TemporaryDirectory(dir=settings.cache_dir, prefix="check-") as fresh:
+        report = run_async(lambda: check(reference, deep, settings, Path(fresh)))
+    emit(report, as_json=as_json, render=_lines)
+    if report.faults:
+        raise ImageFaulty(reference=reference, count=len(report.faults))
+
+
+async def check(reference: str, deep: bool, settings: Settings, images_dir: Path) -> CheckReport:
+    """The report on one image, its metadata fetched into `images_dir`. Raises what keeps it from being."""
+    report = CheckReport(reference, "", deep)
+    async with open_store(absolute_reference(reference), settings.registry_options()) as store:
+        try:
+            metadata = await store.fetch_metadata(images_dir)
+            report.digest = metadata.digest
+            bootstrap = Bootstrap.open(metadata.bootstrap_path)
+        except FormatError as error:
+            report.add("bootstrap", iter([Fault.of(error)]))
+            return report
+        await _check_opened(OpenImage(store, metadata, bootstrap), report)
+    return report
+
+
+async def _check_opened(image: OpenImage, report: CheckReport) -> None:
+    bootstrap = image.bootstrap
+    report.inodes, report.blobs = bootstrap.inode_count, len(bootstrap.blobs)
+    report.chunks = sum(blob.chunk_count for blob in bootstrap.blobs)
+    await trio.to_thread.run_sync(_check_metadata, bootstrap, image.metadata, report)
+    is_sound = not report.faults
+    there = [blob for blob in bootstrap.blobs if await _is_there(blob, image.store, report)]
+    if report.deep and is_sound:
+        with progress_bar("checking") as bar:
+            await _check_content(image, there, report, bar)
+
+
+def _check_metadata(bootstrap: Bootstrap, metadata: ImageMetadata, report: CheckReport) -> None:
+    report.add("bootstrap", check_bootstrap(bootstrap))
+    for blob in bootstrap.blobs:
+        file = f"blob.meta of {blob.blob_id}"
+        try:
+            meta = BlobMeta.open(metadata.blob_meta_path(blob.blob_id))
+            report.add(file, check_blob_meta(blob, meta, bootstrap.chunk_digests(blob.index)))
+        except KeyError:
+            if blob.chunk_count:
+                report.add(file, iter([Fault("blob.meta", 0, "a chunk table, found none")]))
+        except FormatError as error:
+            report.add(file, iter([Fault.of(error)]))
+
+
+async def _is_there(blob: BlobEntry, store: ImageStore, report: CheckReport) -> bool:
+    """Whether the store has the blob, up to its last byte."""
+    reader = store.open_blob(blob.blob_id, blob.compressed_size)
+    try:
+        if blob.compressed_size:
+            await reader.read_range(blob.compressed_size - 1, 1)
+    except (BlobNotFound, ShortRead) as error:
+        fault = Fault("blob", blob.compressed_size - 1, f"a last byte here: {error}")
+        report.add(f"blob {blob.blob_id}", iter([fault]))
+        return False
+    finally:
+        with trio.CancelScope(shield=True):
+            await reader.aclose()
+    return True
+
+
+async def _check_content(image: OpenImage, blobs: list[BlobEntry], report: CheckReport, bar: Bar) -> None:
+    """Reads and verifies every chunk of `blobs`."""
+    bar.extend(sum(blob.data_end for blob in blobs))
+    async with run_stream(image, _extents(image.metadata, blobs), check_run) as results:
+        async for result in results:
+            report.bytes_read += result.length
+            report.add(f"blob {result.blob_id}", iter(result.faults))
+            bar.advance(result.length)
+            bar.note(f"{len(report.faults)} faults")
+            if report.is_full:
+                return
+
+
+def _extents(metadata: ImageMetadata, blobs: list[BlobEntry]) -> Iterator[ChunkRef]:
+    """The first chunk of each unit of decoding, blob by blob."""
+    for blob in blobs:
+        if blob.chunk_count:
+            meta = BlobMeta.open(metadata.blob_meta_path(blob.blob_id))
+            yield from (ChunkRef(blob.index, chunks[0], 0) for chunks in extents_of(meta))
+
+
+def check_run(run: Run, data: bytes) -> list[RunResult]:
+    """Verifies the extents that start with the chunks of a run. Runs in a thread."""
+    blob = run.blob
+    faults: list[Fault] = []
+    for first in run.chunks:
+        encoded = run.encoded(data, blob.meta.extent(first))
+        faults += check_extent(blob.entry, blob.meta, blob.digests, blob.meta.batch_range(first), encoded)
+    return [RunResult(blob.entry.blob_id, run.length, tuple(faults))]
+
+
+def _lines(report: CheckReport) -> Iterator[str]:
+    for fault in report.faults:
+        yield f"{fault.file}: {fault.record} at offset {fault.offset_bytes}: {fault.expectation}"
+    if report.is_full:
+        yield f"... stopped at {FAULTS_MAX} faults"
+    read = f", {format_size(report.bytes_read)} of chunks read" if report.deep else ""
+    verdict = f"{len(report.faults)} faults" if report.faults else "no faults"
+    yield f"{report.inodes} inodes, {report.chunks} chunks in {report.blobs} blobs{read}: {verdict}"

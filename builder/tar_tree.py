@@ -7,9 +7,10 @@ import stat
 import tarfile
 import urllib.parse
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
+from builder.tar_acl import acl_xattrs
 from rafs.errors import NydusError
 from rafs.inode_table import Attributes, InodeTable
 from rafs.xattr import is_storable, pack_xattrs
@@ -46,7 +47,7 @@ class TarNode:
 
     attributes: Attributes
     symlink: bytes = b""
-    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    xattrs: dict[bytes, bytes] | None = None
     children: dict[bytes, "TarNode"] | None = None
     first_address: int = 0
     row: int = -1
@@ -179,7 +180,7 @@ class TarTree:
             nanoseconds,
             _device(member) if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0,
         )
-        node = TarNode(attributes, xattrs=_xattrs(member))
+        node = TarNode(attributes, xattrs=_xattrs(member) or None)
         if kind == stat.S_IFDIR:
             node.children = {}
         elif kind == stat.S_IFLNK:
@@ -245,4 +246,6 @@ def _xattrs(member: tarfile.TarInfo) -> dict[bytes, bytes]:
             continue
         if is_storable(name):
             found.setdefault(name, content)
+    for name, content in acl_xattrs(member.pax_headers):
+        found.setdefault(name, content)
     return found

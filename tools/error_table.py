@@ -59,8 +59,7 @@ def _import_all(package: str) -> None:
     """Imports the modules of `package` that may define an error."""
     root = importlib.import_module(package)
     for found in pkgutil.walk_packages(root.__path__, f"{package}."):
-        # The benchmark draws plots with a library that is an extra; it reports no errors of its own.
-        if not found.name.startswith("tools.bench") and not found.name.endswith("__main__"):
+        if not found.name.endswith("__main__"):
             importlib.import_module(found.name)
 
 

@@ -62,9 +62,10 @@ def plain(tmp_path: Path) -> Path:
 
 
 @pytest.mark.needs_root
-def test_everything_that_posix_tar_keeps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [ALL_XATTRS, ("--acls", *ALL_XATTRS, "--xattrs-exclude=system.*")])
+def test_everything_that_posix_tar_keeps(tmp_path: Path, flags: tuple[str, ...]) -> None:
     make_root_tree(tmp_path / "src")
-    archive = _tar(tmp_path / "src", tmp_path / "a.tar", "--format=posix", *ALL_XATTRS, "--acls", "--sparse")
+    archive = _tar(tmp_path / "src", tmp_path / "a.tar", "--format=posix", *flags, "--sparse")
     expected = _without(read_tree(tmp_path / "src"), b"/socket")
     found = read_image(build(archive, tmp_path / "work"))
     assert found == expected

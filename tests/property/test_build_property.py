@@ -63,7 +63,7 @@ def _write(path: bytes, tree: dict[bytes, object], times: Iterator[int]) -> None
         os.utime(below, ns=(0, next(times)))
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(_TREES, st.lists(_TIMES, min_size=60, max_size=60), _OPTIONS)
 def test_any_tree(tree: dict[bytes, object], times: list[int], options: BuildOptions) -> None:
     with _directory() as folder:

@@ -16,6 +16,7 @@ from tests.builder_support import (
     ImageReader,
     build,
     decoded_size,
+    image_bytes,
     options,
     put,
     read_image,
@@ -40,6 +41,19 @@ def test_equal_chunks_are_stored_once_within_a_task_and_between_tasks(tmp_path: 
     assert built.statistics.chunks_unique == 2048
     assert built.statistics.bytes_unique == 2 * SLOT
     assert read_image(built) == read_tree(tmp_path / "src")
+
+
+def test_an_index_that_does_not_fit_in_memory_gives_the_same_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "src", b"1", _numbered(500, 4096) * 2)
+    put(tmp_path / "src", b"2", _numbered(2000, 4096))
+    expected = image_bytes(build(tmp_path / "src", tmp_path / "w0"))
+    monkeypatch.setattr("builder.dedup.IN_MEMORY_MAX", 100)
+    monkeypatch.setattr("builder.row_spool.SORTED_AT_ONCE", 64)
+    put(tmp_path, b"w1/dedup", b"left by a build that was killed")
+    assert image_bytes(build(tmp_path / "src", tmp_path / "w1")) == expected
+    assert not {"dedup", "rows"} & {path.name for path in (tmp_path / "w1").iterdir()}
 
 
 def test_small_files_share_extents(tmp_path: Path) -> None:

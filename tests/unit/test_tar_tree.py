@@ -8,6 +8,7 @@ import pytest
 
 from builder.tar_tree import InvalidArchive, TarNode, TarTree
 from rafs.inode_table import Attributes, InodeTable
+from tests.builder_support import ACL
 
 
 def _member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
@@ -202,6 +203,44 @@ def test_extended_attributes_of_both_kinds() -> None:
         b"user.a=b%": b"escaped by GNU tar",
         b"user.percent sign": b"\0\1\xff",
     }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "user::rw-\nuser:1000:r--\ngroup::r--\nmask::r--\nother::r--\n",
+        "user::rw-,user:nobody-here:r--:1000,group::r--,other::r--,mask::r--",
+        "group::r--,user:1000:r--\t#effective:r--,mask::r--,user::rw-,other::r--",
+    ],
+)
+def test_access_control_lists_as_text(text: str) -> None:
+    node = _only(_tree(_extended({"SCHILY.acl.access": text, "SCHILY.acl.default": text})))
+    assert node.xattrs == {b"system.posix_acl_access": ACL, b"system.posix_acl_default": ACL}
+
+
+def test_an_access_control_list_that_is_the_mode() -> None:
+    minimal = "user::rwx\ngroup::r-x\nother::r-x"
+    assert _only(_tree(_extended({"SCHILY.acl.access": minimal}))).xattrs is None
+    default = _only(_tree(_extended({"SCHILY.acl.default": minimal}))).xattrs
+    assert default is not None
+    assert len(default[b"system.posix_acl_default"]) == 4 + 3 * 8
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x",
+        "user::rwz",
+        "user::rw",
+        "users::rwx",
+        "user:nobody-here:rwx",
+        "group:4294967295:rwx",
+        "user::r:w:x",
+    ],
+)
+def test_access_control_lists_that_are_none(text: str) -> None:
+    with pytest.raises(InvalidArchive, match="access control entry"):
+        _tree(_extended({"SCHILY.acl.access": text}))
 
 
 def test_a_broken_attribute_is_an_error() -> None:

@@ -15,7 +15,8 @@ BLOBS_MAX = 254
 """The blob index in a chunk address is one byte, and 0 stands for the bootstrap itself."""
 CHUNKS_PER_BLOB_MAX = (1 << 24) - 2
 ENCODED_SIZE_MAX = 1 << 40
-DECODED_SIZE_MAX = 1 << 44
+DECODED_SIZE_MAX = (1 << 44) - BLOCK_SIZE
+"""A device slot counts blocks in 32 bits."""
 FLAT_DEVICE_ALIGNMENT = 0x80000
 """Where blobs may start when bootstrap and decoded blobs are joined in one file ("flatdev")."""
 
@@ -193,7 +194,7 @@ class BlobEntry:
             self.uncompressed_size <= DECODED_SIZE_MAX,
             name,
             at + 96,
-            f"at most 2^44 bytes, found {self.uncompressed_size}",
+            f"less than 2^44 bytes, found {self.uncompressed_size}",
         )
         aligned = bool(self.features & BlobFeatures.ALIGNED)
         expect(

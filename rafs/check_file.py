@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 
-from rafs.blob_table import BlobFeatures
 from rafs.bootstrap import Bootstrap
 from rafs.check_fault import Fault
 from rafs.check_tables import RowIndex
 from rafs.chunk import ADDRESS, ADDRESS_SIZE
 from rafs.inode import CHUNK_FORMAT_BITS_MASK, CHUNK_FORMAT_INDEXES, Inode
 from rafs.record import BLOCK_SIZE
-from rafs.superblock import BLOCK_SIZE_BITS, RafsFlags
+from rafs.superblock import BLOCK_SIZE_BITS
 
 Address = tuple[int, int, int]
 """As stored: low chunk bits, device word, block."""
@@ -20,12 +19,11 @@ def check_file(bootstrap: Bootstrap, inode: Inode, rows: RowIndex) -> Iterator[F
     start = inode.index_offset
     count = bootstrap.chunk_count_of(inode)
     addresses = ADDRESS.iter_unpack(bootstrap.data[start : start + count * ADDRESS_SIZE])
-    table_counts = not bootstrap.extended.flags & RafsFlags.INLINED_CHUNK_DIGEST or len(rows) > 0
     left = inode.size
     for number, address in enumerate(addresses):
         size = min(left, bootstrap.chunk_size)
         left -= size
-        wrong = _wrong_address(bootstrap, address, size, rows if table_counts else None)
+        wrong = _wrong_address(bootstrap, address, size, rows)
         if wrong:
             at = start + number * ADDRESS_SIZE
             yield Fault(f"chunk {number} of inode {inode.nid}", at + wrong[0], wrong[1])
@@ -35,7 +33,7 @@ def check_file(bootstrap: Bootstrap, inode: Inode, rows: RowIndex) -> Iterator[F
 
 
 def _wrong_address(
-    bootstrap: Bootstrap, address: Address, size_bytes: int, rows: RowIndex | None
+    bootstrap: Bootstrap, address: Address, size_bytes: int, rows: RowIndex
 ) -> tuple[int, str] | None:
     """Which byte of an address is wrong and what was expected there; None for a right one."""
     low, device, block = address
@@ -49,11 +47,10 @@ def _wrong_address(
         return 0, f"a chunk below {blob.chunk_count} of blob {blob_index}, found {chunk_index}"
     if offset + size_bytes > blob.uncompressed_size:
         return 4, f"decoded bytes before {blob.uncompressed_size}, found {offset} + {size_bytes}"
-    if rows is None or blob.features & BlobFeatures.TARFS:
-        return None
     row = rows.find(blob_index, chunk_index)
     if row < 0:
-        return 0, f"a chunk with a row in the chunk table, found chunk {chunk_index} of blob {blob_index}"
+        wanted = f"a chunk with a row in the chunk table, found chunk {chunk_index} of blob {blob_index}"
+        return (0, wanted) if rows.complete else None
     row_offset, row_size = rows.place(row)
     if row_offset != offset:
         return 4, f"decoded offset {row_offset} as in chunk table row {row}, found {offset}"

@@ -3,7 +3,9 @@
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Self
 
 from rafs.blob_table import (
     FLAT_DEVICE_ALIGNMENT,
@@ -20,7 +22,10 @@ from rafs.superblock import ROOT_NID, ExtendedSuperblock, RafsFlags, Superblock
 
 _OLD_BLOCKS = 4096
 """Images of 2022 carry this constant as the number of blocks."""
-_ROW_FLAGS = ChunkFlags.COMPRESSED | ChunkFlags.ENCRYPTED | ChunkFlags.BATCH | ChunkFlags.HAS_CRC32
+# Plain integers: there is one row for each chunk, and the enum's operators are slow.
+_ROW_FLAGS = int(ChunkFlags.COMPRESSED | ChunkFlags.ENCRYPTED | ChunkFlags.BATCH | ChunkFlags.HAS_CRC32)
+_NOT_PLAIN = int(ChunkFlags.COMPRESSED | ChunkFlags.BATCH)
+_HAS_CRC32 = int(ChunkFlags.HAS_CRC32)
 FOREIGN_SIZES = BlobFeatures.SEPARATE | BlobFeatures.ENCRYPTED | BlobFeatures.ZRAN
 """Features with which a chunk's encoded size says nothing about its decoded one."""
 
@@ -102,7 +107,7 @@ def _check_slot(blob: BlobEntry, slot: DeviceSlot, position: int) -> Iterator[Fa
     if slot.blob_id != blob.blob_id:
         yield Fault(name, at, f"blob ID {blob.blob_id} as in the blob table, found {slot.blob_id}")
     blocks = blob.uncompressed_size // BLOCK_SIZE
-    if slot.blocks != blocks & 0xFFFF_FFFF:
+    if slot.blocks != blocks:
         yield Fault(name, at + 64, f"{blocks} blocks as in the blob table, found {slot.blocks}")
     mapped = slot.mapped_block * BLOCK_SIZE
     if mapped and (mapped % FLAT_DEVICE_ALIGNMENT or mapped < position):
@@ -116,7 +121,9 @@ def _check_slot(blob: BlobEntry, slot: DeviceSlot, position: int) -> Iterator[Fa
 class RowIndex:
     """Chunk table rows by blob and chunk number; 8 bytes of memory per row."""
 
-    def __init__(self, table: memoryview) -> None:
+    def __init__(self, table: memoryview, complete: bool) -> None:
+        """`complete` is whether every chunk of a file has to have a row."""
+        self.complete = complete
         self._words = table.cast("I")
         self._longs = table.cast("Q")
         self._keys = array("Q")
@@ -150,6 +157,7 @@ def check_rows(bootstrap: Bootstrap, index: RowIndex) -> Iterator[Fault]:
     base, table = bootstrap.extended.chunk_table_offset, bootstrap.chunk_table
     # Builders before this bit wrote the rows in any order.
     ordered = all(blob.features & BlobFeatures.CAP_TAR_TOC for blob in bootstrap.blobs)
+    limits = [_Limits.of(blob) for blob in bootstrap.blobs]
     keys: list[int] = []
     before = (b"", 0)
     for number, row in enumerate(ROW.iter_unpack(table)):
@@ -158,24 +166,40 @@ def check_rows(bootstrap: Bootstrap, index: RowIndex) -> Iterator[Fault]:
         if ordered and (digest, blob_index) < before:
             yield Fault(f"chunk table row {number}", at, "rows in the order of their digests")
         before = (digest, blob_index)
-        if blob_index >= len(bootstrap.blobs):
-            wanted = f"a blob below {len(bootstrap.blobs)}, found {blob_index}"
+        if blob_index >= len(limits):
+            wanted = f"a blob below {len(limits)}, found {blob_index}"
             yield Fault(f"chunk table row {number}", at + 32, wanted)
             continue
-        blob = bootstrap.blobs[blob_index]
-        if chunk_index >= blob.chunk_count or chunk_index >> 24:
-            wanted = f"a chunk below {blob.chunk_count}, found {chunk_index}"
+        limit = limits[blob_index]
+        if chunk_index >= limit.chunk_count or chunk_index >> 24:
+            wanted = f"a chunk below {limit.chunk_count}, found {chunk_index}"
             yield Fault(f"chunk table row {number}", at + 72, wanted)
             continue
         keys.append((blob_index << 24 | chunk_index) << 32 | number)
-        yield from _check_row(blob, row, number, at)
+        yield from _check_row(limit, row, number, at)
     index.fill(keys)
     for number in index.duplicates():
         yield Fault(f"chunk table row {number}", base + number * ROW_SIZE, "one row for each chunk of a blob")
 
 
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What the rows of one blob are measured against."""
+
+    chunk_count: int
+    chunk_size: int
+    data_end: int
+    uncompressed_size: int
+    foreign_sizes: bool
+
+    @classmethod
+    def of(cls, blob: BlobEntry) -> Self:
+        foreign = bool(blob.features & FOREIGN_SIZES)
+        return cls(blob.chunk_count, blob.chunk_size, blob.data_end, blob.uncompressed_size, foreign)
+
+
 def _check_row(
-    blob: BlobEntry, row: tuple[bytes, int, int, int, int, int, int, int, int, int], number: int, at: int
+    blob: _Limits, row: tuple[bytes, int, int, int, int, int, int, int, int, int], number: int, at: int
 ) -> Iterator[Fault]:
     _, _, flags, csize, usize, coffset, uoffset, _, _, crc = row
     name = f"chunk table row {number}"
@@ -191,10 +215,9 @@ def _check_row(
             at + 56,
             f"decoded bytes on a block before {blob.uncompressed_size}, found {uoffset} + {usize}",
         )
-    plain = not flags & (ChunkFlags.COMPRESSED | ChunkFlags.BATCH) and not blob.features & FOREIGN_SIZES
-    if plain and csize != usize:
+    if csize != usize and not flags & _NOT_PLAIN and not blob.foreign_sizes:
         yield Fault(name, at + 40, f"{usize} encoded bytes as it is not compressed, found {csize}")
-    if crc and not flags & ChunkFlags.HAS_CRC32:
+    if crc and not flags & _HAS_CRC32:
         yield Fault(name, at + 76, f"no checksum without its flag, found {crc:#x}")
 
 

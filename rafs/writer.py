@@ -15,6 +15,7 @@ from rafs.digest import Digester
 from rafs.dirent import directory_size, pack_directory
 from rafs.errors import NydusError
 from rafs.inode import (
+    CHUNK_FORMAT_BITS_MASK,
     CHUNK_FORMAT_INDEXES,
     EXTENDED,
     EXTENDED_SIZE,
@@ -38,6 +39,7 @@ from rafs.superblock import (
 from rafs.xattr import xattr_icount
 
 _FLUSH_BYTES = 4 << 20
+_ONE_PIECE_MAX = 1 << CHUNK_FORMAT_BITS_MASK + BLOCK_SIZE_BITS
 
 
 class ImageTooLarge(NydusError):
@@ -240,7 +242,8 @@ class _Writer:
         start = table.chunk_start[row]
         addresses = table.addresses[start : start + count]
         bits = chunk_size.bit_length() - 1
-        if count > 1 and _is_continuous(addresses, chunk_size // BLOCK_SIZE):
+        # Five bits hold the size, so the kernel needs all addresses of a file past 8 TiB.
+        if count > 1 and size <= _ONE_PIECE_MAX and _is_continuous(addresses, chunk_size // BLOCK_SIZE):
             bits = (size - 1).bit_length()
         padding = bytes(-head_size % 8) if count else b""
         return CHUNK_FORMAT_INDEXES | (bits - BLOCK_SIZE_BITS), padding + addresses.tobytes()

@@ -75,7 +75,7 @@ def blob_entries() -> st.SearchStrategy[BlobEntry]:
         digester=st.sampled_from(Digester),
         features=blob_features(),
         compressed_size=st.integers(0, 1 << 40),
-        uncompressed_size=st.integers(0, 1 << 32).map(lambda blocks: blocks * 4096),
+        uncompressed_size=st.integers(0, (1 << 32) - 1).map(lambda blocks: blocks * 4096),
         toc_size=U32,
         ci_compressor=st.sampled_from(Compressor),
         ci_offset=U64,

@@ -2,13 +2,16 @@
 
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from rafs.blob_table import DECODED_SIZE_MAX
 from rafs.blobmeta import BlobMeta
 from rafs.bootstrap import Bootstrap
 from rafs.check import check_blob_meta, check_bootstrap, check_extent, extents_of
+from rafs.chunk import pack_address
 from rafs.codec import Compressor
 from rafs.digest import Digester
 from rafs.inode_table import Attributes, InodeTable
@@ -202,7 +205,7 @@ def test_long_symlinks(tmp_path: Path, length: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 3900, 4020, 4021, 4096, 30_000, 60_000])
 def test_xattrs_that_fill_blocks(tmp_path: Path, size: int) -> None:
-    value = os.urandom(0) + bytes(range(256)) * (size // 256 + 1)
+    value = bytes(range(256)) * (size // 256 + 1)
     xattrs = {b"user.big": value[:size], b"trusted.x": b""}
     tree = directory(
         {
@@ -255,3 +258,25 @@ def test_files_in_a_row_are_one_piece_to_the_kernel(tmp_path: Path) -> None:
     assert bootstrap.resolve(b"/c").u == 0x20
     assert_same(image, tree)
     assert_sound(image)
+
+
+def test_file_too_large_to_be_one_piece(tmp_path: Path) -> None:
+    chunk_size, size = 1 << 24, (1 << 43) + 1
+    table = InodeTable(Attributes(stat.S_IFDIR | 0o755))
+    table.begin_children(0)
+    row = table.add_child(0, b"huge", Attributes(stat.S_IFREG | 0o644, size=size))
+    count = -(-size // chunk_size)
+    start = table.place_chunks(row, count)
+    for number in range(count):
+        address = pack_address(0, number, number * (chunk_size // 4096))
+        table.addresses[start + number] = int.from_bytes(address, "little")
+    blob = replace(
+        make(tmp_path, directory({b"a": file(b"a")})).entries[0],
+        chunk_size=chunk_size,
+        chunk_count=count,
+        uncompressed_size=DECODED_SIZE_MAX,
+    )
+    path = tmp_path / "huge.boot"
+    write_bootstrap(path, BootstrapContent(table, [blob], [], chunk_size, Compressor.ZSTD, Digester.BLAKE3))
+    with Bootstrap.open(path) as bootstrap:
+        assert bootstrap.resolve(b"/huge").u == 0x20 | 12

@@ -38,7 +38,7 @@ FIND_COLD = Quantity("find cold", "s")
 FIND_WARM = Quantity("find warm", "s")
 STAT_COLD = Quantity("stat cold", "s")
 STAT_WARM = Quantity("stat warm", "s")
-PEAK_SERVER = Quantity("server peak RSS", "B")
+SERVER_MEMORY = Quantity("server memory", "B")
 
 NYDUS = "nydus-py"
 

@@ -57,12 +57,15 @@ class Nydus:
         finally:
             self._unmount(mountpoint)
 
-    def peak_memory_bytes(self, mountpoint: Path) -> int | None:
-        """The largest RSS that the process of a mount has had so far; None when it cannot be told."""
+    def memory_bytes(self, mountpoint: Path) -> int | None:
+        """What the process of a mount has in memory of its own; None when it cannot be told.
+
+        Mapped files (the cache, the bootstrap) do not count: the kernel takes their pages back at will.
+        """
         status = run_measured(self.command("status", mountpoint, "--json"), environment=self.environment())
         (mount,) = msgspec.json.decode(status.output, type=list[_Mount])
         for line in Path(f"/proc/{mount.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
         return None
 

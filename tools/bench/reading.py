@@ -53,12 +53,12 @@ def compare_reads(scene: str, reading: Reading, volumes: Sequence[Volume], sourc
         def note(quantity: q.Quantity, sample: float) -> None:
             ledger.add(scene, volume.name, quantity, sample)
 
-        peak: int | None = None
+        memory: int | None = None
         if volume.name == NYDUS:
             reading.nydus.forget()
             with volume.attach(()) as root:
                 note(q.RATE_EMPTY, observe.sequential_rate(root / source.name))
-                peak = reading.nydus.peak_memory_bytes(root)
+                memory = reading.nydus.memory_bytes(root)
         with volume.attach(()) as root:
             reading.page_cache.drop()
             note(q.RATE_COLD, observe.sequential_rate(root / source.name))
@@ -74,8 +74,8 @@ def compare_reads(scene: str, reading: Reading, volumes: Sequence[Volume], sourc
                 if number == 0:
                     _require_same(scene, volume, observe.file_digest(root / source.name), expected)
 
-        if peak is not None:
-            note(q.PEAK_SERVER, peak)
+        if memory is not None:
+            note(q.SERVER_MEMORY, memory)
 
     interleave(scene, volumes, reading.rounds, measure, ledger)
 

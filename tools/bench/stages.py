@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tools.bench import ledger as q
@@ -102,7 +103,10 @@ class Bench:
             return
         with ExitStack() as stack:
             place = self.directory / "registry"
-            run_measured(["rm", "-rf", place])
+            remove_registry = partial(run_measured, ["rm", "-rf", str(place)])
+            remove_registry()
+            stack.callback(remove_registry)
+            stack.callback(self.nydus.forget)
             origin = stack.enter_context(running_registry(place))
             wants_tree = stages & {Stage.MOUNT, Stage.METADATA}
             wants_weights = stages & {Stage.MOUNT, Stage.READ}
@@ -188,7 +192,7 @@ class Bench:
         return file_builders(self.nydus, self.inputs.text, self._results("text"), images=False)
 
     def _results(self, name: str) -> Path:
-        place = self.directory / "results" / name
+        place = self.directory / f"results-{self.profile.name}-{self.profile.seed}" / name
         place.mkdir(parents=True, exist_ok=True)
         return place
 

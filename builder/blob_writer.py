@@ -13,6 +13,7 @@ import zstandard
 from builder.journal import JournalWriter, WorkDirectory
 from builder.options import BuildOptions
 from builder.row_spool import RowSpool
+from builder.writeback import EarlyWriteback
 from rafs.blob_table import (
     CHUNKS_PER_BLOB_MAX,
     DECODED_SIZE_MAX,
@@ -82,6 +83,7 @@ class BlobWriter:
         self._journal = JournalWriter(work.journal_path)
         self._file = self._path.open("xb", buffering=0)
         self._infos = self._meta_path.open("w+b")
+        self._writeback = EarlyWriteback(self._file.fileno())
         self._hash = hashlib.sha256()
         self._contexts = bytearray()
         self.chunk_count = 0
@@ -183,36 +185,42 @@ class BlobWriter:
     def _describe_chunk(self, extent: PlacedExtent, offset: int, size: int) -> None:
         chunk = extent.chunks[0]
         compressed = size != chunk.size
-        info = ChunkInfo(offset, size, extent.uncompressed_offset, chunk.size, compressed, crc32c=chunk.crc32)
+        # Small files have none, also when one is alone in its batch.
+        crc32 = None if chunk.batchable else chunk.crc32
+        info = ChunkInfo(offset, size, extent.uncompressed_offset, chunk.size, compressed, crc32c=crc32)
         self._infos.write(info.pack_v2())
         row = ChunkRow(
             chunk.digest,
             0,
-            ChunkFlags.HAS_CRC32 | ChunkFlags(compressed),
+            ChunkFlags(compressed) if crc32 is None else ChunkFlags.HAS_CRC32 | ChunkFlags(compressed),
             size,
             chunk.size,
             offset,
             extent.uncompressed_offset,
             0,
             extent.first_chunk,
-            chunk.crc32,
+            crc32 or 0,
         )
         self._rows.append(row.pack())
 
     def _describe_batch(self, extent: PlacedExtent, offset: int) -> None:
         uncompressed_offset, in_batch = extent.uncompressed_offset, 0
         batch = len(self._contexts) // BATCH_CONTEXT.size
+        infos, rows = [], []
         for number, chunk in enumerate(extent.chunks, start=extent.first_chunk):
             size = chunk.size
-            self._infos.write(pack_batch_member(offset, uncompressed_offset, size, batch, in_batch))
-            self._rows.append(
+            infos.append(pack_batch_member(offset, uncompressed_offset, size, batch, in_batch))
+            rows.append(
                 ROW.pack(chunk.digest, 0, _BATCH_ROW, 0, size, offset, uncompressed_offset, 0, number, 0)
             )
             uncompressed_offset += round_up(size, BLOCK_SIZE)
             in_batch += size
+        self._infos.write(b"".join(infos))
+        self._rows.append(b"".join(rows))
 
     def _write(self, data: memoryview) -> None:
         self._hash.update(data)
         self.compressed_size += len(data)
         while data:
             data = data[self._file.write(data) :]
+        self._writeback.advance(self.compressed_size)

@@ -24,10 +24,10 @@ class RowSpool:
     def __len__(self) -> int:
         return self._count
 
-    def append(self, row: bytes) -> None:
-        """Adds one packed row."""
-        self._file.write(row)
-        self._count += 1
+    def append(self, rows: bytes) -> None:
+        """Adds packed rows, one or several joined."""
+        self._file.write(rows)
+        self._count += len(rows) // ROW_SIZE
 
     def sorted_rows(self) -> Iterator[bytes]:
         """All rows in the order of a chunk table, many at a time."""

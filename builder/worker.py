@@ -128,7 +128,7 @@ class Worker:
                 found = _read_piece(task.pieces[index], target)
                 if found:
                     xattrs[index] = found
-            self._digest(target, digests, checksums)
+            self._digest(target, digests, checksums, self._is_small_file(task, index))
             position += length
         return ReadResult(task.sequence, b"".join(digests), checksums, xattrs)
 
@@ -137,12 +137,21 @@ class Worker:
         slot = self._slot(task.slot)
         return CompressResult(task.sequence, [self._encode(slot, extent) for extent in task.extents])
 
-    def _digest(self, data: memoryview, digests: list[bytes], checksums: list[int]) -> None:
+    def _is_small_file(self, task: ReadTask, index: int) -> bool:
+        """Whether it goes into a batch, which has no place for checksums."""
+        if task.pieces is None:
+            return False
+        piece = task.pieces[index]
+        return piece.length == piece.size < self.options.batch_limit
+
+    def _digest(
+        self, data: memoryview, digests: list[bytes], checksums: list[int], is_small_file: bool
+    ) -> None:
         chunk_size, digester = self.options.chunk_size, self.options.digester
         if len(data) <= chunk_size:
             if len(data):
                 digests.append(digester.digest(data))
-                checksums.append(crc32c(data))
+                checksums.append(0 if is_small_file else crc32c(data))
             return
         for start in range(0, len(data), chunk_size):
             chunk = data[start : start + chunk_size]

@@ -110,6 +110,8 @@ class Directory:
     def __init__(self, inodes: InodeAccess, inode: Inode) -> None:
         self._inodes = inodes
         self._blocks = list(inodes.bootstrap.data_blocks(inode))
+        # A listing is asked for again where the last reply ended, if only to hear that there is no more.
+        self._latest: tuple[int, list[tuple[bytes, int]]] = (-1, [])
 
     def list_from(self, place: int) -> Iterator[tuple[bytes, Attributes, int]]:
         """(name, attributes, place behind it) from `place` (0: the start) on, "." and ".." among them."""
@@ -117,10 +119,15 @@ class Directory:
         first_block, skip = place >> _BLOCK_SHIFT, place & ((1 << _BLOCK_SHIFT) - 1)
         for number in range(first_block, len(self._blocks)):
             base = (number << _BLOCK_SHIFT) + 1
-            names = _names(*self._blocks[number])
+            names = self._names(number)
             for index, (name, nid) in enumerate(names[skip:], skip):
                 yield name, attributes(nid), base + index
             skip = 0
+
+    def _names(self, number: int) -> list[tuple[bytes, int]]:
+        if self._latest[0] != number:
+            self._latest = (number, _names(*self._blocks[number]))
+        return self._latest[1]
 
 
 def _names(block: memoryview, offset_bytes: int) -> list[tuple[bytes, int]]:

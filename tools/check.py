@@ -14,7 +14,7 @@ from backend.store import ImageMetadata, ImageStore, open_store
 from rafs.blob_table import BlobEntry
 from rafs.blobmeta import BlobMeta
 from rafs.bootstrap import Bootstrap
-from rafs.check import Fault, check_blob_meta, check_bootstrap, check_extent, extents_of
+from rafs.check import Fault, check_blob_meta, check_bootstrap, check_extent, extents_of, is_decodable
 from rafs.chunk import ChunkRef
 from rafs.errors import NydusError
 from rafs.record import FormatError
@@ -58,6 +58,7 @@ class CheckReport:
     blobs: int = 0
     chunks: int = 0
     bytes_read: int = 0
+    blobs_unread: int = 0
     faults: list[FoundFault] = field(default_factory=list)
 
     @property
@@ -127,8 +128,10 @@ async def _check_opened(image: OpenImage, report: CheckReport) -> None:
     is_sound = not report.faults
     there = [blob for blob in bootstrap.blobs if await _is_there(blob, image.store, report)]
     if report.deep and is_sound:
+        readable = [blob for blob in there if is_decodable(blob)]
+        report.blobs_unread = len(there) - len(readable)
         with progress_bar("checking") as bar:
-            await _check_content(image, there, report, bar)
+            await _check_content(image, readable, report, bar)
 
 
 def _check_metadata(bootstrap: Bootstrap, metadata: ImageMetadata, report: CheckReport) -> None:
@@ -197,6 +200,8 @@ def _lines(report: CheckReport) -> Iterator[str]:
         yield f"{fault.file}: {fault.record} at offset {fault.offset_bytes}: {fault.expectation}"
     if report.is_full:
         yield f"... stopped at {FAULTS_MAX} faults"
+    if report.blobs_unread:
+        yield f"{report.blobs_unread} blobs are encrypted or parts of OCI layers: their chunks were not read"
     read = f", {format_size(report.bytes_read)} of chunks read" if report.deep else ""
     verdict = f"{len(report.faults)} faults" if report.faults else "no faults"
     yield f"{report.inodes} inodes, {report.chunks} chunks in {report.blobs} blobs{read}: {verdict}"

@@ -1,5 +1,6 @@
 """One build: a source becomes a bootstrap and a data blob in a work directory."""
 
+import contextlib
 import os
 import shutil
 from array import array
@@ -19,6 +20,7 @@ from builder.journal import WorkDirectory
 from builder.options import BuildOptions
 from builder.pipeline import ChunkPipeline, PipelineCounters
 from builder.prefetch_patterns import PrefetchPatterns, first_ones_first
+from builder.tar_tree import TarTree
 from builder.tarball import TarSource
 from rafs.chunk import lower_addresses, lower_rows
 from rafs.inode_table import InodeTable
@@ -77,9 +79,13 @@ class Build:
         """Raises `BuildRunning` for a directory in use, `DictionaryMismatch` for an unfit dictionary."""
         self._options = options
         self._patterns = PrefetchPatterns(options.prefetch)
-        self._dictionary = ChunkDictionary(dictionaries, options.chunk_size, options.digester)
         self._on_progress = on_progress
-        self._work = WorkDirectory(work_dir)
+        with contextlib.ExitStack() as stack:
+            self._work = WorkDirectory(work_dir)
+            stack.callback(self._work.close)
+            self._dictionary = ChunkDictionary(dictionaries, options.chunk_size, options.digester, work_dir)
+            stack.callback(self._dictionary.close)
+            self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +93,7 @@ class Build:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._work.close()
+        self._open.close()
 
     def discard(self) -> None:
         """Removes the work directory."""
@@ -129,14 +135,12 @@ class Build:
     def _load_tar(self, path: Path, assembly: Assembly, crew: Crew) -> _Tree:
         addresses = array("Q")
         pipeline = ChunkPipeline(assembly, crew, addresses, lambda row, xattrs: None, self._on_progress)
-        patterns = self._patterns
-        is_hot = (lambda path: patterns.rank(path) is not None) if patterns else None
-        archive = TarSource(path, self._work.path / "stdin").read(pipeline, is_hot)
-        pipeline.finish()
-        table = InodeTable(archive.root.attributes)
+        source = TarSource(path, self._work.path / "stdin")
+        with TarTree(source.name, self._work.path / "tree") as tree:
+            table, prefetch = source.read(pipeline, tree, self._patterns)
         table.addresses = addresses
-        archive.fill(table)
-        return _Tree(table, patterns.select(table), pipeline.counters)
+        pipeline.finish()
+        return _Tree(table, prefetch, pipeline.counters)
 
     def _finish(self, tree: _Tree, assembly: Assembly, blob: FinishedBlob | None) -> BuiltImage:
         used = self._dictionary.used_blobs

@@ -1,11 +1,13 @@
 """Chunks of other images that a build need not store again."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from builder.dedup import DedupIndex
 from builder.row_spool import RowSpool
+from builder.sorted_rows import SortedRows
 from rafs.blob_table import BLOBS_MAX, BlobEntry, BlobFeatures
 from rafs.bootstrap import Bootstrap
 from rafs.chunk import ROW, ROW_SIZE, ChunkRow
@@ -37,19 +39,46 @@ class DictionaryImage:
     metas: dict[str, Path]
 
 
-class ChunkDictionary:
-    """All dictionary images of a build. Blobs enter the new image only when one of their chunks is used."""
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Rows of one image, and the number in the dictionary of each blob that they name."""
 
-    def __init__(self, images: tuple[DictionaryImage, ...], chunk_size: int, digester: int) -> None:
-        """Raises `DictionaryMismatch` for an image with another chunk size or digest."""
-        self._rows: dict[bytes, tuple[int, bytes]] = {}
+    rows: SortedRows
+    blobs: list[int]
+
+
+class ChunkDictionary:
+    """All dictionary images of a build. Blobs enter the new image only when one of their chunks is used.
+
+    Chunk tables stay where they are; their files are open until `close`.
+    """
+
+    def __init__(
+        self, images: tuple[DictionaryImage, ...], chunk_size: int, digester: int, work_dir: Path
+    ) -> None:
+        """Tables that are not sorted are sorted into `work_dir`.
+
+        Raises `DictionaryMismatch` for an image with another chunk size or digest, or with broken rows.
+        """
+        self._tables: list[_Table] = []
         self._blobs: list[DictionaryBlob] = []
         self._used: dict[int, int] = {}
-        for image in images:
-            self._load(image, chunk_size, digester)
+        with contextlib.ExitStack() as stack:
+            for image in images:
+                offset, count, numbers = self._load_blobs(image, chunk_size, digester)
+                file = stack.enter_context(image.bootstrap.open("rb", buffering=0))
+                rows = SortedRows(file, offset, count)
+                if any(max(block[32::ROW_SIZE]) >= len(numbers) for block in rows.blocks()):
+                    raise DictionaryMismatch(
+                        reference=image.reference, why=f"its chunks name more than its {len(numbers)} blobs"
+                    )
+                if not rows.is_sorted():
+                    rows = SortedRows(stack.enter_context(rows.write_sorted(work_dir)), 0, count)
+                self._tables.append(_Table(rows, numbers))
+            self._files = stack.pop_all()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return sum(len(table.rows) for table in self._tables)
 
     @property
     def used_blobs(self) -> list[DictionaryBlob]:
@@ -58,8 +87,10 @@ class ChunkDictionary:
 
     def offer(self, digest: bytes, dedup: DedupIndex, rows: RowSpool) -> None:
         """Makes a new chunk known to `dedup` when a dictionary has it and the image has room for its blob."""
-        found = self._rows.get(digest)
-        if found is None or digest in dedup:
+        if digest in dedup:
+            return
+        found = self._find(digest)
+        if found is None:
             return
         number, raw = found
         index = self._used.get(number)
@@ -71,14 +102,29 @@ class ChunkDictionary:
         dedup.place_dictionary_chunk(digest, index, row)
         rows.append(_with_blob(raw, index))
 
-    def _load(self, image: DictionaryImage, chunk_size: int, digester: int) -> None:
+    def close(self) -> None:
+        """Closes the tables; `used_blobs` stays."""
+        self._tables.clear()
+        self._files.close()
+
+    def _find(self, digest: bytes) -> tuple[int, bytes] | None:
+        """The number of a blob and the packed row of a chunk in it; of several images, the first one's."""
+        for table in self._tables:
+            row = table.rows.find(digest)
+            if row is not None:
+                return table.blobs[row[32]], row
+        return None
+
+    def _load_blobs(
+        self, image: DictionaryImage, chunk_size: int, digester: int
+    ) -> tuple[int, int, list[int]]:
+        """Offset in bytes and number of an image's rows, and the number here of each of its blobs."""
         with Bootstrap.open(image.bootstrap) as bootstrap:
             if bootstrap.chunk_size != chunk_size or bootstrap.digester != digester:
                 raise DictionaryMismatch(
                     reference=image.reference,
                     why=f"it has {bootstrap.chunk_size}-byte chunks with {bootstrap.digester.name} digests",
                 )
-            base = len(self._blobs)
             known = {blob.entry.blob_id: number for number, blob in enumerate(self._blobs)}
             numbers = []
             for blob in bootstrap.blobs:
@@ -87,12 +133,11 @@ class ChunkDictionary:
                         reference=image.reference, why=f"blob {blob.blob_id} is no native one"
                     )
                 if blob.blob_id not in known:
-                    known[blob.blob_id] = base
-                    base += 1
+                    known[blob.blob_id] = len(self._blobs)
                     self._blobs.append(DictionaryBlob(blob, image.metas[blob.blob_id], image.reference))
                 numbers.append(known[blob.blob_id])
-            for row in map(bytes, bootstrap.chunk_rows()):  # copies: no view may outlive the map
-                self._rows.setdefault(row[:32], (numbers[row[32]], row))
+            with bootstrap.chunk_table as rows:
+                return bootstrap.extended.chunk_table_offset, len(rows) // ROW_SIZE, numbers
 
 
 def _with_blob(raw: bytes, index: int) -> bytes:

@@ -6,16 +6,17 @@ A record is trusted only if the bytes it points to have the checksum that it nam
 time, not data.
 """
 
+import contextlib
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import ClassVar
 
 import blake3
 import xxhash
 
+from builder.digest_file import DigestFile
 from builder.options import BuildOptions
 from rafs.errors import NydusError
 
@@ -38,20 +39,57 @@ class BuildRunning(NydusError):
     exit_code: ClassVar[int] = 53
 
 
-@dataclass(frozen=True, slots=True)
-class StoredExtent:
-    """Where a finished extent's encoded bytes are. Sizes and offset in bytes."""
-
-    offset: int
-    encoded_size: int
-    decoded_size: int
-    checksum: int
-
-
 def extent_key(digests: bytes, options: BuildOptions) -> bytes:
     """Identity of an extent's encoded bytes: the digests of its chunks and what shapes the encoding."""
     shape = f"{options.compression.value} {options.level} {options.digester.value}".encode()
     return blake3.blake3(digests + shape).digest()
+
+
+class _OldExtents:
+    """The extents of an interrupted build: journal and blob as it left them, and an index in a file."""
+
+    def __init__(self, directory: Path, generation: int) -> None:
+        """Raises `FileNotFoundError` for a journal without its blob, `ValueError` when the journal is none,
+        `OSError` when there is no room for the index.
+        """
+        self.names = [f"{generation}.{kind}" for kind in ("journal", "blob", "found")]
+        journal, blob, index = (directory / name for name in self.names)
+        with contextlib.ExitStack() as stack:
+            self._journal = stack.enter_context(journal.open("rb"))
+            self._blob = stack.enter_context(blob.open("rb"))
+            header = self._journal.read(_HEADER.size)
+            if len(header) < _HEADER.size or _HEADER.unpack(header)[0] != _MAGIC:
+                raise ValueError(f"{journal} is no journal")
+            self._index = DigestFile(index)
+            stack.callback(self._index.close)
+            self._load(os.fstat(self._blob.fileno()).st_size)
+            self._open = stack.pop_all()
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def find(self, key: bytes) -> bytes | None:
+        """Encoded bytes with the checksum that their record names, or None."""
+        at = self._index.get(key)
+        if at is None:
+            return None
+        _, offset, encoded_size, _, checksum = _RECORD.unpack(
+            os.pread(self._journal.fileno(), _RECORD.size, at)
+        )
+        encoded = os.pread(self._blob.fileno(), encoded_size, offset)
+        return encoded if xxhash.xxh3_64_intdigest(encoded) == checksum else None
+
+    def close(self) -> None:
+        """Removes the index; journal and blob stay."""
+        self._open.close()
+
+    def _load(self, blob_size: int) -> None:
+        at = _HEADER.size
+        while len(record := self._journal.read(_RECORD.size)) == _RECORD.size:
+            key, offset, encoded_size, _, _ = _RECORD.unpack(record)
+            if offset + encoded_size <= blob_size and not self._index.add(key, at):
+                self._index.replace(key, at)  # the last one, should a torn write have left others
+            at += _RECORD.size
 
 
 class WorkDirectory:
@@ -69,9 +107,12 @@ class WorkDirectory:
         except BlockingIOError:
             os.close(self._lock)
             raise BuildRunning(directory=path) from None
-        self._finished: dict[bytes, StoredExtent] = {}
-        self._old: BinaryIO | None = None
-        self._generation = self._adopt_old()
+        self._old: _OldExtents | None = None
+        try:
+            self._generation = self._adopt_old()
+        except BaseException:  # such as a full disk, which is no reason to lose what an earlier build did
+            self.close()
+            raise
 
     @property
     def blob_path(self) -> Path:
@@ -86,18 +127,11 @@ class WorkDirectory:
     @property
     def extents_found(self) -> int:
         """How many finished extents the interrupted build left."""
-        return len(self._finished)
+        return len(self._old) if self._old is not None else 0
 
     def find(self, key: bytes) -> bytes | None:
-        """Encoded bytes of a finished extent with their decoded size proved by checksum, or None."""
-        stored = self._finished.get(key)
-        if stored is None or self._old is None:
-            return None
-        encoded = os.pread(self._old.fileno(), stored.encoded_size, stored.offset)
-        if xxhash.xxh3_64_intdigest(encoded) != stored.checksum:
-            del self._finished[key]
-            return None
-        return encoded
+        """Encoded bytes of a finished extent, proved by checksum, or None."""
+        return self._old.find(key) if self._old is not None else None
 
     def close(self) -> None:
         """Unlocks; files stay for the next build."""
@@ -107,20 +141,22 @@ class WorkDirectory:
         os.close(self._lock)
 
     def _adopt_old(self) -> int:
-        """Loads the richest journal, removes the others, and returns the number of the new generation."""
+        """Opens the richest journal, removes the others, and returns the number of the new generation."""
         generations = sorted(int(p.stem) for p in self.path.glob("*.journal") if p.stem.isdigit())
-        best: dict[bytes, StoredExtent] = {}
-        chosen = None
         for generation in generations:
-            found = _load(self.path / f"{generation}.journal", self.path / f"{generation}.blob")
-            if len(found) > len(best):
-                best, chosen = found, generation
+            try:
+                found = _OldExtents(self.path, generation)
+            except (FileNotFoundError, ValueError):
+                continue
+            poorer: _OldExtents | None = found
+            if len(found) > self.extents_found:
+                poorer, self._old = self._old, found
+            if poorer is not None:
+                poorer.close()
+        kept = ["lock", *(self._old.names if self._old is not None else ())]
         for path in self.path.iterdir():
-            if path.name not in ("lock", f"{chosen}.journal", f"{chosen}.blob"):
+            if path.name not in kept:
                 path.unlink()
-        if chosen is not None:
-            self._finished = best
-            self._old = (self.path / f"{chosen}.blob").open("rb")
         return generations[-1] + 1 if generations else 0
 
 
@@ -143,18 +179,3 @@ class JournalWriter:
     def close(self) -> None:
         """Flushes and closes."""
         self._file.close()
-
-
-def _load(journal: Path, blob: Path) -> dict[bytes, StoredExtent]:
-    try:
-        raw, size = journal.read_bytes(), blob.stat().st_size
-    except OSError:
-        return {}
-    if len(raw) < _HEADER.size or _HEADER.unpack_from(raw)[0] != _MAGIC:
-        return {}
-    whole = len(raw) - (len(raw) - _HEADER.size) % _RECORD.size
-    found = {}
-    for key, offset, encoded_size, decoded_size, checksum in _RECORD.iter_unpack(raw[_HEADER.size : whole]):
-        if offset + encoded_size <= size:
-            found[key] = StoredExtent(offset, encoded_size, decoded_size, checksum)
-    return found

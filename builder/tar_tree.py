@@ -1,37 +1,51 @@
-"""The tree that the members of an archive describe, in whatever order they come."""
+"""The tree that the members of an archive describe, in whatever order they come, in a database on disk."""
 
-import base64
+import contextlib
+import errno
 import os
-import re
+import sqlite3
 import stat
+import struct
 import tarfile
-import urllib.parse
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from array import array
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Self
 
-from builder.tar_acl import acl_xattrs
+from builder.tar_member import KINDS, read_attributes, read_target, read_xattrs
 from rafs.errors import NydusError
 from rafs.inode_table import Attributes, InodeTable
-from rafs.xattr import is_storable, pack_xattrs
+from rafs.xattr import pack_xattrs
 
-_KINDS = {
-    tarfile.REGTYPE: stat.S_IFREG,
-    tarfile.AREGTYPE: stat.S_IFREG,
-    tarfile.CONTTYPE: stat.S_IFREG,
-    tarfile.GNUTYPE_SPARSE: stat.S_IFREG,
-    tarfile.LNKTYPE: stat.S_IFREG,
-    tarfile.SYMTYPE: stat.S_IFLNK,
-    tarfile.DIRTYPE: stat.S_IFDIR,
-    tarfile.CHRTYPE: stat.S_IFCHR,
-    tarfile.BLKTYPE: stat.S_IFBLK,
-    tarfile.FIFOTYPE: stat.S_IFIFO,
-}
-_PAX_XATTR = "SCHILY.xattr."
-"""In these names GNU tar writes `=` as `%3D` and `%` as `%25`; others leave both out."""
-_LIBARCHIVE_XATTR = "LIBARCHIVE.xattr."
-_DECIMAL = re.compile(r"-?(\d+\.?\d*|\.\d+)", re.ASCII)
-_SYMLINK_MAX = 4095
+_ATTRIBUTES = struct.Struct("<HIIQqII")
+_IMPLIED = Attributes(stat.S_IFDIR | 0o755)
+"""A directory that no member describes."""
+_ROOT = 0
+_SCHEMA = """
+PRAGMA journal_mode = OFF;
+PRAGMA synchronous = OFF;
+PRAGMA locking_mode = EXCLUSIVE;
+PRAGMA cache_size = -16384;
+CREATE TABLE names (
+    parent INTEGER, name BLOB, node INTEGER, is_directory INTEGER, PRIMARY KEY (parent, name)
+) WITHOUT ROWID;
+CREATE TABLE nodes (
+    id INTEGER PRIMARY KEY, attributes BLOB, symlink BLOB, xattrs BLOB, first_address INTEGER
+);
+BEGIN;
+"""
+_FIND = "SELECT node, is_directory FROM names WHERE parent = ? AND name = ?"
+_INSERT = "INSERT OR IGNORE INTO names VALUES (?, ?, ?, ?)"
+_REPLACE = "REPLACE INTO names VALUES (?, ?, ?, ?)"
+_ADD_NODES = "REPLACE INTO nodes VALUES (?, ?, ?, ?, ?)"
+_CHILDREN = """
+    SELECT name, node, is_directory, attributes, symlink, xattrs, first_address
+    FROM names LEFT JOIN nodes ON id = node WHERE parent = ? ORDER BY name
+"""
+_BUFFERED_NODES = 1000
+_BUFFERED_BYTES = 4 << 20
+_CACHED_DIRECTORIES = 4096
+_CACHED_PATH_MAX = 4096
 
 
 class InvalidArchive(NydusError):
@@ -41,91 +55,113 @@ class InvalidArchive(NydusError):
     exit_code: ClassVar[int] = 55
 
 
-@dataclass(slots=True)
-class TarNode:
-    """A file of the archive under one or more names. `first_address` counts in addresses."""
-
-    attributes: Attributes
-    symlink: bytes = b""
-    xattrs: dict[bytes, bytes] | None = None
-    children: dict[bytes, "TarNode"] | None = None
-    first_address: int = 0
-    row: int = -1
-
-
 class TarTree:
-    """Collects members; a later one replaces an earlier one of the same name, as when it is unpacked."""
+    """Collects members; a later one replaces an earlier one of the same name, as when it is unpacked.
 
-    def __init__(self, archive: str) -> None:
-        """`archive` is the name for messages."""
+    A context manager: leaving it removes the database. A node is a file under one or more names; its number
+    is that of its member from 1 on, and negative for a directory that was implied first. What no name leads
+    to any more stays in the database and out of the table. Memory is 4 bytes a member and the page cache.
+    """
+
+    def __init__(self, archive: str, path: Path) -> None:
+        """`archive` is the name for messages, `path` that of the database."""
         self._archive = archive
-        self.root = _new_directory()
+        self._path = path
+        path.unlink(missing_ok=True)
+        self._database = sqlite3.connect(path, isolation_level=None)
+        self._root = (_IMPLIED, b"")
+        self._directories: dict[bytes, int] = {}
+        self._nodes: list[tuple[int, bytes, bytes, bytes, int]] = []
+        self._node_bytes = 0
+        self._members = 0
+        self._implied = 0
+        self._rows = array("I")
+        self._database.executescript(_SCHEMA)
 
-    def add(self, member: tarfile.TarInfo) -> TarNode:
-        """Adds a member; returns the node that its content belongs to. Raises `InvalidArchive`."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(sqlite3.Error):  # its content is worth nothing now
+            self._database.close()
+        self._path.unlink(missing_ok=True)
+        if isinstance(error, sqlite3.OperationalError):
+            number = errno.ENOSPC if error.sqlite_errorcode == sqlite3.SQLITE_FULL else errno.EIO
+            raise OSError(number, os.strerror(number), str(self._path)) from error
+
+    def add(self, member: tarfile.TarInfo, first_address: int = 0) -> None:
+        """Adds the next member, whose content begins at that address. Raises `InvalidArchive`."""
+        self._members += 1
         parts = self._split(member.name)
         if member.type == tarfile.LNKTYPE:
-            target = self._find(self._split(member.linkname))
-            if target is None or target.children is not None:
-                raise InvalidArchive(
-                    archive=self._archive,
-                    why=f"{member.name!r} is a hard link to {member.linkname!r}, which is no file",
-                )
-            self._insert(parts, target)
-            return target
+            self._put(parts, self._link_target(member), is_directory=False)
+            return
+        if member.type not in KINDS:
+            raise InvalidArchive(
+                archive=self._archive, why=f"{member.name!r} has unknown type {member.type!r}"
+            )
         try:
-            node = self._node(member)
+            attributes = read_attributes(member)
+            xattrs = read_xattrs(member) if member.pax_headers else None
+            symlink = read_target(member) if member.type == tarfile.SYMTYPE else b""
         except (ValueError, OverflowError) as error:
             raise InvalidArchive(
                 archive=self._archive, why=f"{member.name!r} has a broken header ({error})"
             ) from error
-        if not parts:
-            if node.children is None:
-                raise InvalidArchive(archive=self._archive, why="its root is not a directory")
-            self.root.attributes, self.root.xattrs = node.attributes, node.xattrs
-            return self.root
-        return self._insert(parts, node)
+        is_directory = member.type == tarfile.DIRTYPE
+        packed = pack_xattrs(xattrs, os.fsdecode(b"/" + b"/".join(parts))) if xattrs else b""
+        if is_directory and not parts:
+            self._root = attributes, packed
+            return
+        node = self._put(parts, self._members, is_directory)
+        self._nodes.append((node, _ATTRIBUTES.pack(*attributes), symlink, packed, first_address))
+        self._node_bytes += len(symlink) + len(packed)
+        if len(self._nodes) >= _BUFFERED_NODES or self._node_bytes >= _BUFFERED_BYTES:
+            self._flush()
 
-    def names(self) -> Iterator[tuple[bytes, TarNode]]:
-        """Every name's absolute path with its node."""
-        pending = [(b"", self.root)]
+    def table(self) -> InodeTable:
+        """The tree of all members so far, in the order of a directory scan."""
+        self._flush()
+        attributes, xattrs = self._root
+        table = InodeTable(attributes)
+        if xattrs:
+            table.xattrs[0] = xattrs
+        self._rows = array("I", bytes(4 * (self._members + 1)))
+        pending = array("q", (_ROOT, 0))
         while pending:
-            path, node = pending.pop()
-            for name, child in (node.children or {}).items():
-                below = path + b"/" + name
-                yield below, child
-                if child.children:
-                    pending.append((below, child))
+            row, node = pending.pop(), pending.pop()
+            pending.extend(reversed(self._add_children(table, row, node)))
+        return table
 
-    def fill(self, table: InodeTable) -> None:
-        """Puts the tree into `table`, which has its root, in the order of a directory scan."""
-        self.root.row = 0
-        if self.root.xattrs:
-            table.xattrs[0] = pack_xattrs(self.root.xattrs, "/")
-        pending = [self.root]
-        while pending:
-            node = pending.pop()
-            table.begin_children(node.row)
-            directories = []
-            for name, child in sorted((node.children or {}).items()):
-                if self._add_row(table, node.row, name, child):
-                    directories.append(child)
-            pending += reversed(directories)
+    def row(self, number: int) -> int:
+        """The row that `table` gave the file of a member, counted from 0; 0 when no name leads to it."""
+        return self._rows[number + 1]
 
-    def _add_row(self, table: InodeTable, parent: int, name: bytes, node: TarNode) -> bool:
-        """Adds one name; says whether it is a directory. Only regular files keep their hard links."""
-        row = table.add_child(parent, name, node.attributes)
-        if stat.S_ISREG(node.attributes.mode) and node.row >= 0:
-            table.link(row, node.row)
-            return False
-        node.row = row
-        if node.xattrs:
-            table.xattrs[row] = pack_xattrs(node.xattrs, os.fsdecode(table.path(row)))
-        if stat.S_ISLNK(node.attributes.mode):
-            table.symlinks[row] = node.symlink
-        elif stat.S_ISREG(node.attributes.mode):
-            table.chunk_start[row] = node.first_address
-        return node.children is not None
+    def _add_children(self, table: InodeTable, parent: int, node: int) -> "array[int]":
+        """Adds the names in a directory; returns row and node of each directory among them."""
+        directories = array("q")
+        table.begin_children(parent)
+        for name, child, is_directory, packed, symlink, xattrs, first_address in self._database.execute(
+            _CHILDREN, (node,)
+        ):
+            attributes = Attributes._make(_ATTRIBUTES.unpack(packed)) if packed else _IMPLIED
+            row = table.add_child(parent, name, attributes)
+            kind = stat.S_IFMT(attributes.mode)
+            if is_directory:
+                directories.extend((row, child))
+            elif kind == stat.S_IFREG:  # nothing else keeps its hard links
+                if self._rows[child]:
+                    table.link(row, self._rows[child])
+                    continue
+                self._rows[child] = row
+                table.chunk_start[row] = first_address
+            elif kind == stat.S_IFLNK:
+                table.symlinks[row] = symlink
+            if xattrs:
+                table.xattrs[row] = xattrs
+        return directories
 
     def _split(self, name: str) -> list[bytes]:
         parts = [part for part in os.fsencode(name).split(b"/") if part not in (b"", b".")]
@@ -139,113 +175,64 @@ class TarTree:
             )
         return parts
 
-    def _find(self, parts: list[bytes]) -> TarNode | None:
-        node: TarNode | None = self.root
-        for part in parts:
-            if node is None or node.children is None:
-                return None
-            node = node.children.get(part)
-        return node
-
-    def _insert(self, parts: list[bytes], node: TarNode) -> TarNode:
-        parent = self.root
-        for part in parts[:-1]:
-            children = parent.children
-            assert children is not None
-            below = children.get(part)
-            if below is None or below.children is None:
-                below = children[part] = _new_directory()
-            parent = below
-        assert parent.children is not None
-        existing = parent.children.get(parts[-1])
-        if existing is not None and existing.children is not None and node.children is not None:
-            existing.attributes, existing.xattrs = node.attributes, node.xattrs
-            return existing
-        parent.children[parts[-1]] = node
-        return node
-
-    def _node(self, member: tarfile.TarInfo) -> TarNode:
-        kind = _KINDS.get(member.type)
-        if kind is None:
+    def _link_target(self, member: tarfile.TarInfo) -> int:
+        parent, found = _ROOT, None
+        for part in self._split(member.linkname):
+            if found is not None and not found[1]:
+                found = None
+                break
+            found = self._find(parent, part)
+            if found is None:
+                break
+            parent = found[0]
+        if found is None or found[1]:
             raise InvalidArchive(
-                archive=self._archive, why=f"{member.name!r} has unknown type {member.type!r}"
+                archive=self._archive,
+                why=f"{member.name!r} is a hard link to {member.linkname!r}, which is no file",
             )
-        seconds, nanoseconds = _mtime(member)
-        attributes = Attributes(
-            kind | member.mode & 0o7777,
-            _limited(member.uid, 1 << 32, "owner"),
-            _limited(member.gid, 1 << 32, "group"),
-            _limited(member.size, 1 << 63, "size") if kind == stat.S_IFREG else 0,
-            seconds,
-            nanoseconds,
-            _device(member) if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0,
-        )
-        node = TarNode(attributes, xattrs=_xattrs(member) or None)
-        if kind == stat.S_IFDIR:
-            node.children = {}
-        elif kind == stat.S_IFLNK:
-            node.symlink = _target(member.linkname)
+        return found[0]
+
+    def _put(self, parts: list[bytes], node: int, is_directory: bool) -> int:
+        """Gives a node its name, and returns the node: a directory that has it already stays."""
+        if not parts:
+            raise InvalidArchive(archive=self._archive, why="its root is not a directory")
+        parent, name = self._directory(parts[:-1]), parts[-1]
+        if self._database.execute(_INSERT, (parent, name, node, is_directory)).rowcount:
+            return node
+        known, was_directory = self._find(parent, name) or (node, False)
+        if is_directory and was_directory:
+            return known
+        self._database.execute(_REPLACE, (parent, name, node, is_directory))
+        if was_directory:
+            self._directories.clear()
         return node
 
+    def _directory(self, parts: list[bytes]) -> int:
+        """The node of a directory, which is made where it is missing or something else."""
+        path = b"/".join(parts)
+        node = self._directories.get(path)
+        if node is not None:
+            return node
+        node = _ROOT
+        for part in parts:
+            found = self._find(node, part)
+            if found is None or not found[1]:
+                self._implied -= 1
+                self._database.execute(_REPLACE, (node, part, self._implied, True))
+                node = self._implied
+            else:
+                node = found[0]
+        if len(self._directories) >= _CACHED_DIRECTORIES:
+            self._directories.clear()
+        if len(path) <= _CACHED_PATH_MAX:
+            self._directories[path] = node
+        return node
 
-def _new_directory() -> TarNode:
-    return TarNode(Attributes(stat.S_IFDIR | 0o755), children={})
+    def _find(self, parent: int, name: bytes) -> tuple[int, bool] | None:
+        found: tuple[int, bool] | None = self._database.execute(_FIND, (parent, name)).fetchone()
+        return found
 
-
-def _mtime(member: tarfile.TarInfo) -> tuple[int, int]:
-    """Seconds and nanoseconds. The decimal text of a PAX header is exact, the float made of it is not."""
-    text = member.pax_headers.get("mtime")
-    if text is None:
-        return _seconds(int(member.mtime)), 0
-    if not _DECIMAL.fullmatch(text):
-        raise ValueError(f"time {text!r}")
-    whole, _, fraction = text.partition(".")
-    nanoseconds = int((fraction + "000000000")[:9])
-    seconds = int(whole) if whole not in ("", "-") else 0
-    if text.startswith("-") and nanoseconds:
-        return _seconds(seconds - 1), 1_000_000_000 - nanoseconds
-    return _seconds(seconds), nanoseconds
-
-
-def _seconds(seconds: int) -> int:
-    if not -(1 << 63) <= seconds < 1 << 63:
-        raise ValueError(f"time {seconds}")
-    return seconds
-
-
-def _limited(value: int, limit: int, what: str) -> int:
-    if not 0 <= value < limit:
-        raise ValueError(f"{what} {value}")
-    return value
-
-
-def _device(member: tarfile.TarInfo) -> int:
-    """Limits are those of the 12 and 20 bits that the kernel and RAFS have."""
-    return os.makedev(
-        _limited(member.devmajor, 1 << 12, "device major"), _limited(member.devminor, 1 << 20, "device minor")
-    )
-
-
-def _target(linkname: str) -> bytes:
-    target = os.fsencode(linkname)
-    if not 0 < len(target) <= _SYMLINK_MAX or b"\0" in target:
-        raise ValueError(f"a link target of {len(target)} bytes")
-    return target
-
-
-def _xattrs(member: tarfile.TarInfo) -> dict[bytes, bytes]:
-    found: dict[bytes, bytes] = {}
-    for key, value in member.pax_headers.items():
-        if key.startswith(_PAX_XATTR):
-            name = os.fsencode(key[len(_PAX_XATTR) :].replace("%3D", "=").replace("%25", "%"))
-            content = value.encode("utf-8", "surrogateescape")
-        elif key.startswith(_LIBARCHIVE_XATTR):
-            name = urllib.parse.unquote_to_bytes(key[len(_LIBARCHIVE_XATTR) :])
-            content = base64.b64decode(value + "==")
-        else:
-            continue
-        if is_storable(name):
-            found.setdefault(name, content)
-    for name, content in acl_xattrs(member.pax_headers):
-        found.setdefault(name, content)
-    return found
+    def _flush(self) -> None:
+        self._database.executemany(_ADD_NODES, self._nodes)
+        self._nodes.clear()
+        self._node_bytes = 0

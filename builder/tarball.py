@@ -1,13 +1,14 @@
 """A tar stream as a source: plain, gzip or zstd, from a file or from standard input."""
 
 import contextlib
+import io
 import os
 import shutil
 import stat
 import sys
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tarfile import (  # type: ignore[attr-defined]
@@ -16,18 +17,23 @@ from tarfile import (  # type: ignore[attr-defined]
     HeaderError,
     ReadError,
 )
-from typing import IO, BinaryIO, Self, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, Self, cast
 
 import zstandard
 from isal import igzip, isal_zlib
 
 from builder.pipeline import ChunkPipeline
-from builder.tar_tree import InvalidArchive, TarNode, TarTree
+from builder.prefetch_patterns import PrefetchPatterns
+from builder.tar_tree import InvalidArchive, TarTree
 from builder.worker import SourceChanged, SourceUnreadable
+from builder.zstd_frames import WholeFrames, is_zstd
+from rafs.inode_table import InodeTable
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 STANDARD_INPUT = "-"
 _GZIP_MAGIC = b"\x1f\x8b"
-_ZSTD_MAGICS = (b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18")
 _READ_AHEAD = 1 << 20
 IsalError: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 _BROKEN: tuple[type[Exception], ...] = (
@@ -93,32 +99,37 @@ class TarSource:
         """For messages."""
         return "standard input" if self._is_standard_input else str(self.path)
 
-    def read(self, pipeline: ChunkPipeline, is_hot: Callable[[bytes], bool] | None) -> TarTree:
-        """Feeds all content to the pipeline and returns the tree.
+    def read(
+        self, pipeline: ChunkPipeline, tree: TarTree, patterns: PrefetchPatterns
+    ) -> tuple[InodeTable, list[int]]:
+        """Feeds all content to the pipeline; returns the table of the tree and its rows to be prefetched.
 
-        With `is_hot` (of absolute paths) the archive is read three times: for the names, for hot content, for
-        the rest, so that hot content comes first in the blob. Raises `InvalidArchive`, `SourceUnreadable`.
+        With patterns the archive is read three times: for the names, for hot content, for the rest, so that
+        hot content comes first in the blob. Raises `InvalidArchive`, `SourceUnreadable`, `SourceChanged`.
         """
-        tree = TarTree(self.name)
-        if is_hot is None:
+        if not patterns:
             for archive, _, member in self._members():
-                node = tree.add(member)
+                tree.add(member, pipeline.reserve(0))
                 if member.isreg():
-                    _feed(pipeline, archive, member, node, self.name)
-            return tree
+                    _feed(pipeline, archive, member, self.name)
+            return tree.table(), []
         self._keep_stream()
-        nodes: dict[int, TarNode] = {}
-        for _, number, member in self._members():
-            node = tree.add(member)
-            if member.isreg():
-                nodes[number] = node
-        hot = {id(node) for path, node in tree.names() if is_hot(path)}
+        for _, _, member in self._members():
+            tree.add(member)
+        table = tree.table()
+        hot = patterns.select(table)
+        is_hot = bytearray(len(table))
+        for row in hot:
+            is_hot[row] = True
         for wanted in (True, False):
             for archive, number, member in self._members():
-                if number in nodes and (id(nodes[number]) in hot) is wanted:
-                    _feed(pipeline, archive, member, nodes[number], self.name)
+                row = tree.row(number)
+                if member.isreg() and is_hot[row] == wanted:
+                    first_address = _feed(pipeline, archive, member, self.name)
+                    if row:
+                        table.chunk_start[row] = first_address
         self.spool.unlink(missing_ok=True)
-        return tree
+        return table, hot
 
     @property
     def _is_standard_input(self) -> bool:
@@ -180,28 +191,54 @@ class TarSource:
 
     def _open(self, stack: contextlib.ExitStack) -> IO[bytes]:
         raw = self._open_raw(stack)
-        magic = raw.peek(4)[:4]  # type: ignore[attr-defined]
+        magic = raw.read(4)
+        whole = stack.enter_context(io.BufferedReader(_Rejoined(magic, raw), _READ_AHEAD))
         if magic.startswith(_GZIP_MAGIC):
-            inflating = igzip.IGzipFile(fileobj=raw, mode="rb")  # type: ignore[no-untyped-call]
+            inflating = igzip.IGzipFile(fileobj=whole, mode="rb")  # type: ignore[no-untyped-call]
             stack.callback(inflating.close)
             return cast("IO[bytes]", inflating)
-        if magic in _ZSTD_MAGICS:
+        if is_zstd(magic):
             decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+            frames = cast("IO[bytes]", WholeFrames(whole))
             return stack.enter_context(
-                decompressor.stream_reader(raw, read_size=_READ_AHEAD, read_across_frames=True, closefd=False)
+                decompressor.stream_reader(
+                    frames, read_size=_READ_AHEAD, read_across_frames=True, closefd=False
+                )
             )
-        return raw
+        return whole
 
 
-def _feed(
-    pipeline: ChunkPipeline, archive: tarfile.TarFile, member: tarfile.TarInfo, node: TarNode, name: str
-) -> None:
-    """Copies a member's content into the arena, piece by piece."""
-    node.first_address = pipeline.reserve(0)
+class _Rejoined(io.RawIOBase):
+    """A stream with its first bytes, which were read to learn its kind, in front again.
+
+    `peek` would not do: a pipe may give fewer bytes than the kind takes.
+    """
+
+    def __init__(self, head: bytes, rest: BinaryIO) -> None:
+        self._head = head
+        self._rest = cast("io.BufferedReader", rest)
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        """Fills a part of `buffer`, and returns its size in bytes; 0 at the end."""
+        if not self._head:
+            return self._rest.readinto1(buffer)  # a pipe's writer goes on meanwhile
+        view = memoryview(buffer)
+        size = min(len(view), len(self._head))
+        view[:size], self._head = self._head[:size], self._head[size:]
+        return size
+
+
+def _feed(pipeline: ChunkPipeline, archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> int:
+    """Copies a member's content into the arena, piece by piece; returns the number of its first address."""
+    first_address = pipeline.reserve(0)
     content = archive.extractfile(member)
     if content is None:
-        return
-    for offset, view in pipeline.ranges(member.size, node.first_address):
+        return first_address
+    for offset, view in pipeline.ranges(member.size, first_address):
         pipeline.reserve(len(view))  # bit by bit, because the size is what somebody wrote into a header
         try:
             filled = _read_into(content, view)
@@ -211,6 +248,7 @@ def _feed(
             raise InvalidArchive(
                 archive=name, why=f"it ends inside {member.name!r} at byte {offset + filled}"
             )
+    return first_address
 
 
 def _read_into(content: IO[bytes], view: memoryview) -> int:

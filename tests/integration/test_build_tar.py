@@ -7,6 +7,8 @@ import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 import zstandard
@@ -27,6 +29,9 @@ from tests.builder_support import (
     read_tree,
     small_statistics,
 )
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 FORMATS = ["gnu", "posix", "oldgnu"]
 ALL_XATTRS = ("--xattrs", "--xattrs-include=*")
@@ -233,6 +238,35 @@ def test_truncated_archives(tmp_path: Path, pack: Callable[[bytes], bytes]) -> N
         source.write_bytes(data[:end])
         with pytest.raises(InvalidArchive, match=r"cut\.tar: "):
             build(source, tmp_path / "work")
+
+
+@pytest.mark.parametrize("skippable", [0, 7])
+def test_a_zstd_stream_without_its_last_bytes(tmp_path: Path, plain: Path, skippable: int) -> None:
+    """The archive inside is whole; only the end of the frame is missing."""
+    data = _tar(plain, tmp_path / "a.tar").read_bytes()
+    packed = zstandard.ZstdCompressor(write_checksum=True).compress(data)
+    packed = bytes([0x50 + skippable]) + b"\x2a\x4d\x18" + bytes(4) + packed
+    (tmp_path / "whole").write_bytes(packed)
+    assert read_image(build(tmp_path / "whole", tmp_path / "w0"))
+    for missing in (1, 4, 5):
+        (tmp_path / "cut").write_bytes(packed[:-missing])
+        with pytest.raises(InvalidArchive, match="ends inside a zstd frame"):
+            build(tmp_path / "cut", tmp_path / "w1")
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress])
+def test_a_pipe_that_gives_one_byte_at_first(
+    tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch, pack: Callable[[bytes], bytes]
+) -> None:
+    data = pack(_tar(plain, tmp_path / "a.tar", "--format=posix").read_bytes())
+
+    class Pipe(io.BytesIO):
+        def readinto(self, buffer: "WriteableBuffer") -> int:
+            view = memoryview(buffer)
+            return super().readinto(view[:1] if self.tell() < 8 else view)
+
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BufferedReader(Pipe(data))))
+    assert read_image(build(Path("-"), tmp_path / "work")) == read_tree(plain)
 
 
 def test_a_wrong_checksum_at_the_end_of_a_gzip_stream(tmp_path: Path, plain: Path) -> None:

@@ -1,9 +1,11 @@
 """Chunk dictionaries: which chunks they lend, and under which numbers."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from builder.build import BuiltImage
 from builder.chunk_dict import ChunkDictionary, DictionaryMismatch
 from builder.options import CompressionPolicy
 from rafs.bootstrap import Bootstrap
@@ -125,6 +127,33 @@ def test_unfit_dictionaries_are_refused(tmp_path: Path) -> None:
     base = build(_source(tmp_path / "base", file=b"x"), tmp_path / "w0")
     dictionary = (as_dictionary(base, "reg/base:1"),)
     with pytest.raises(DictionaryMismatch, match=r"reg/base:1: .* 4096-byte chunks with BLAKE3"):
-        ChunkDictionary(dictionary, 8192, Digester.BLAKE3)
+        ChunkDictionary(dictionary, 8192, Digester.BLAKE3, tmp_path)
     with pytest.raises(DictionaryMismatch):
-        ChunkDictionary(dictionary, 4096, Digester.SHA256)
+        ChunkDictionary(dictionary, 4096, Digester.SHA256, tmp_path)
+
+
+def _rewrite_rows(built: BuiltImage, change: Callable[[list[bytes]], list[bytes]]) -> None:
+    """Puts changed rows into the chunk table of a built image."""
+    with Bootstrap.open(built.files.bootstrap) as bootstrap:
+        rows = [bytes(row) for row in bootstrap.chunk_rows()]
+        offset = bootstrap.extended.chunk_table_offset
+    with built.files.bootstrap.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"".join(change(rows)))
+
+
+def test_a_table_that_is_not_sorted(tmp_path: Path) -> None:
+    base = build(_source(tmp_path / "base", file=_chunks(*"abcdefgh")), tmp_path / "w0")
+    _rewrite_rows(base, lambda rows: rows[::-1])
+    source = _source(tmp_path / "new", file=_chunks(*"hgfexabcd"))
+    built = build(source, tmp_path / "w1", dictionaries=(as_dictionary(base),))
+    assert built.statistics.chunks_unique == 1
+    assert read_image(built, blob_paths(base)) == read_tree(source)
+
+
+def test_rows_of_a_blob_that_is_not_there(tmp_path: Path) -> None:
+    base = build(_source(tmp_path / "base", file=_chunks(*"ab")), tmp_path / "w0")
+    _rewrite_rows(base, lambda rows: [row[:32] + b"\7" + row[33:] for row in rows])
+    with pytest.raises(DictionaryMismatch, match="more than its 1 blobs"):
+        build(tmp_path / "base", tmp_path / "w1", dictionaries=(as_dictionary(base),))
+    build(tmp_path / "base", tmp_path / "w1")  # the work directory is free again

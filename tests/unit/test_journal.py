@@ -1,5 +1,7 @@
 """The journal of an interrupted build: what is found again, and what is not trusted."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,27 @@ def test_the_richer_generation_stays(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.journal"))) == len(list(tmp_path.glob("*.blob"))) == 1
     _generation(tmp_path, 60)
     assert _found(tmp_path) == list(range(60))
+
+
+def test_the_index_of_an_old_journal_is_gone_afterwards(tmp_path: Path) -> None:
+    _generation(tmp_path, 20)
+    work = WorkDirectory(tmp_path)
+    assert (tmp_path / "0.found").exists()
+    assert work.extents_found == 20
+    work.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.blob", "0.journal", "lock"]
+
+
+def test_a_full_disk_loses_no_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    _generation(tmp_path, 20)
+    with monkeypatch.context() as patch:
+        patch.setattr("builder.journal.DigestFile", full)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            WorkDirectory(tmp_path)
+    assert _found(tmp_path) == list(range(20))
 
 
 def test_one_build_at_a_time(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from backend.contract import BackendError
 from backend.extents import BlobExtent
 from rafs.blob_table import BlobEntry, BlobFeatures
 from rafs.blobmeta import BlobMeta
-from rafs.codec import CodecError, Compressor, decompress
-from rafs.record import BLOCK_SIZE, FormatError, round_up
+from rafs.codec import CodecError
+from rafs.content import WrongChunk, cut_chunk, decode_extent, has_digest
+from rafs.record import BLOCK_SIZE, round_up
 
 
 class ChunkInvalid(BackendError):
@@ -74,7 +75,9 @@ class ChunkDecoder:
         A chunk that fails does not touch the others. Raises nothing for wrong bytes or a full disk.
         """
         try:
-            decoded = self._decompress(extent, encoded)
+            decoded = decode_extent(
+                self._blob, encoded, extent.decoded_size, is_compressed=extent.is_compressed
+            )
         except CodecError as error:
             return [ChunkOutcome(index, 0, fault=str(error)) for index in wanted]
         checked = [self._verify(index, decoded) for index in wanted]
@@ -84,28 +87,19 @@ class ChunkDecoder:
             outcomes += _store_run(run, store)
         return outcomes
 
-    def _decompress(self, extent: BlobExtent, encoded: memoryview) -> memoryview:
-        if extent.is_compressed:
-            return memoryview(decompress(self._blob.compressor, encoded, extent.decoded_size))
-        if len(encoded) == extent.decoded_size:
-            return encoded  # not copied
-        return memoryview(decompress(Compressor.NONE, encoded, extent.decoded_size))
+    def can_verify(self, index: int) -> bool:
+        """Whether the image names the chunk; others are neighbours in a blob of another image."""
+        return has_digest(self._digests, index)
 
     def _verify(self, index: int, decoded: memoryview) -> "GoodChunk | ChunkOutcome":
-        size = 0
         try:
-            chunk = self._meta.chunk(index)
-            size = chunk.uncompressed_size
-            data = decoded[chunk.offset_in_batch : chunk.offset_in_batch + size]
-            found, expected = self._blob.digester.digest(data), self._digests[index]
-        except (FormatError, IndexError) as error:
-            return ChunkOutcome(index, size, fault=str(error))
-        if found != expected:
-            fault = f"digest {found.hex()[:16]} instead of {expected.hex()[:16]}"
-            return ChunkOutcome(index, size, fault=fault)
-        if chunk.uncompressed_offset + size > self._blob.uncompressed_size:
-            return ChunkOutcome(index, size, fault="it lies outside the decoded blob")
-        return GoodChunk(index, chunk.uncompressed_offset, data)
+            data = cut_chunk(self._blob, self._meta, self._digests, index, decoded)
+        except WrongChunk as error:
+            return ChunkOutcome(index, 0, fault=error.why)
+        offset = self._meta.chunk(index).uncompressed_offset
+        if offset + len(data) > self._blob.uncompressed_size:
+            return ChunkOutcome(index, len(data), fault="it lies outside the decoded blob")
+        return GoodChunk(index, offset, data)
 
 
 def _adjacent(chunks: Sequence[GoodChunk]) -> list[list[GoodChunk]]:

@@ -92,9 +92,10 @@ class ChunkFetcher:
         """Number of chunks of the blob."""
         return self._extents.chunk_count
 
-    def offset_of(self, index: int) -> int:
-        """Where chunk `index` starts in the decoded file."""
-        return self._meta.chunk(index).uncompressed_offset
+    def span_of(self, index: int) -> tuple[int, int]:
+        """Where chunk `index` starts in the decoded file, and its size, in bytes."""
+        chunk = self._meta.chunk(index)
+        return chunk.uncompressed_offset, chunk.uncompressed_size
 
     def decoded_size(self, index: int) -> int:
         """Bytes of the extent that holds chunk `index`, decoded."""
@@ -286,7 +287,8 @@ class ChunkFetcher:
         ]
 
     def _missing(self, extent: BlobExtent) -> list[int]:
-        return [index for index in extent.chunks if not self.cached.is_ready(index)]
+        decoder, cached = self._decoder, self.cached
+        return [i for i in extent.chunks if not cached.is_ready(i) and decoder.can_verify(i)]
 
     def _settle(self, flight: Flight, results: list[ChunkOutcome]) -> None:
         """Takes the outcomes over and lands the flight. Free of checkpoints."""

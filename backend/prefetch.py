@@ -55,6 +55,8 @@ async def prefetch(bootstrap: Bootstrap, fetchers: Mapping[int, ChunkFetcher], m
                     free.release()
     except* NydusError as group:
         log.warning("prefetch stopped, the mount goes on: %s", group.exceptions[0])
+    except* Exception:
+        log.exception("fault in prefetch; the mount goes on without")
 
 
 async def _fetch_span(fetcher: ChunkFetcher, span: Span, free: trio.Semaphore) -> None:
@@ -98,10 +100,14 @@ def _chunks(
                 yield blob_index, chunk
 
 
-def _files_under(bootstrap: Bootstrap, inode: Inode) -> Iterator[Inode]:
-    if inode.is_file:
-        yield inode
-    elif inode.is_dir:
-        for entry in bootstrap.readdir(inode):
-            if entry.name not in (b".", b".."):
-                yield from _files_under(bootstrap, bootstrap.inode(entry.nid))
+def _files_under(bootstrap: Bootstrap, start: Inode) -> Iterator[Inode]:
+    """Regular files at and below an inode; a directory that is reached twice is entered once."""
+    pending, entered = [start], set[int]()
+    while pending:
+        inode = pending.pop()
+        if inode.is_file:
+            yield inode
+        elif inode.is_dir and inode.nid not in entered:
+            entered.add(inode.nid)
+            entries = [entry for entry in bootstrap.readdir(inode) if entry.name not in (b".", b"..")]
+            pending.extend(bootstrap.inode(entry.nid) for entry in reversed(entries))

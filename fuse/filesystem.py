@@ -208,11 +208,14 @@ class ImageFilesystem:
         if place is None:
             ref = self._bootstrap.chunk_ref(file.inode, index)
             fetcher = self._fetchers[ref.blob_index]
-            stored = fetcher.offset_of(ref.chunk_index)
-            if stored != ref.uncompressed_offset:
-                # Two tables that disagree would have us answer with another chunk's bytes.
+            wanted = min(self._chunk_size, file.size - (index << self._chunk_shift))
+            offset, size = fetcher.span_of(ref.chunk_index)
+            if (offset, size) != (ref.uncompressed_offset, wanted):
+                # Tables that disagree would have us answer with bytes of another chunk.
                 where = file.inode.index_offset + index * ADDRESS_SIZE
-                raise FormatError("chunk address", where, f"offset {stored} as in blob.meta")
+                expectation = f"{size} bytes at {offset} as in blob.meta, "
+                expectation += f"found {wanted} bytes at {ref.uncompressed_offset}"
+                raise FormatError("chunk address", where, expectation)
             place = file.places[index] = ChunkPlace(fetcher, ref.chunk_index, ref.uncompressed_offset)
         return place
 

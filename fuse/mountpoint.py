@@ -229,7 +229,8 @@ def _fusermount(path: Path, directory: Path, lazy: bool) -> None:
         return
     if "busy" in done.stderr:
         raise MountBusy(directory=directory, by=_describe(find_users(path)))
-    raise UnmountFailed(directory=directory, why=done.stderr.strip().splitlines()[-1:] or "no reason given")
+    why = (done.stderr.strip() or "no reason given").splitlines()[-1]
+    raise UnmountFailed(directory=directory, why=why)
 
 
 def _describe(users: list[int]) -> str:

@@ -8,7 +8,8 @@ from rafs.blobmeta import BlobMeta, ChunkInfo, header_differences
 from rafs.check_fault import Fault
 from rafs.check_tables import FOREIGN_SIZES
 from rafs.chunk import ChunkDigests, ChunkFlags
-from rafs.codec import CodecError, decompress
+from rafs.codec import CodecError
+from rafs.content import decode_extent
 from rafs.digest import crc32c
 from rafs.record import Buffer, FormatError
 
@@ -76,14 +77,11 @@ def check_extent(
     if len(encoded) != extent.compressed_size:
         yield Fault(record, where, f"{extent.compressed_size} encoded bytes, found {len(encoded)}")
         return
-    decoded: Buffer = encoded
-    if extent.is_compressed:
-        try:
-            decoded = decompress(blob.compressor, encoded, extent.uncompressed_size)
-        except CodecError as error:
-            yield Fault(record, where, f"{extent.uncompressed_size} decoded bytes: {error}")
-            return
-    view = memoryview(decoded)
+    try:
+        view = decode_extent(blob, encoded, extent.uncompressed_size, is_compressed=extent.is_compressed)
+    except CodecError as error:
+        yield Fault(record, where, f"{extent.uncompressed_size} decoded bytes: {error}")
+        return
     for index in chunks:
         chunk = meta.chunk(index)
         content = view[chunk.offset_in_batch : chunk.offset_in_batch + chunk.uncompressed_size]

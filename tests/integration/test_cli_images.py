@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from rafs.content import WrongChunk
 from tools.cat import NotAFile
 from tools.check import ImageFaulty
-from tools.chunk_stream import ChunkMismatch
 from tools.main import run
 
 PAYLOAD = bytes(range(256)) * 5000
@@ -184,7 +184,7 @@ def test_a_corrupted_blob_is_named(bare_image: Path, nydus: Nydus) -> None:
     (blob,) = (bare_image / "blobs").iterdir()
     flip_bit(blob, 100)
     code, line = nydus.failure("cat", f"dir:{bare_image}", "/big.bin")
-    assert code == ChunkMismatch.exit_code
+    assert code == WrongChunk.exit_code
     assert line.startswith(f"nydus-py: blob {blob.name}: chunk 0 at offset 0:")
 
 
@@ -284,7 +284,7 @@ def test_unpack_that_fails_leaves_nothing(tmp_path: Path, bare_image: Path, nydu
     (blob,) = (bare_image / "blobs").iterdir()
     flip_bit(blob, 100)
     code, _ = nydus.failure("unpack", f"dir:{bare_image}", tmp_path / "unpacked")
-    assert code == ChunkMismatch.exit_code
+    assert code == WrongChunk.exit_code
     assert not (tmp_path / "unpacked").exists()
     assert list(tmp_path.glob(".unpacked*")) == []
 

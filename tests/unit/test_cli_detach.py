@@ -62,6 +62,7 @@ else:
 
 def test_an_interrupt_ends_the_child_too(tmp_path: Path) -> None:
     body = """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 parent = os.getpid()
 try:
     detach(Path(sys.argv[1]))

@@ -83,6 +83,18 @@ async def test_batch_chunks_come_and_are_stored_together(tmp_path: Path) -> None
         assert not r.cached.is_ready(0)
 
 
+async def test_chunks_that_the_image_does_not_name_are_left_alone(tmp_path: Path) -> None:
+    """A dictionary image's batch, of which this image uses one chunk: the others are no fault."""
+    batch: list[bytes | Sequence[bytes]] = [[b"used" * 100, b"foreign" * 100]]
+    blob = make_memory_blob(batch)
+    async with rig(tmp_path, replace(blob, digests=blob.digests[:1])) as r:
+        assert await r.fetcher.ensure(0, 0) == {}
+        assert r.content(0) == b"used" * 100
+        assert not r.cached.is_ready(1)
+        assert len(r.reader.requests) == 1
+        assert r.fetcher.statistics().errors == 0
+
+
 async def test_flush_at_the_end_marks_everything(tmp_path: Path) -> None:
     blob = big_blob(2)
     async with rig(tmp_path, blob) as r:

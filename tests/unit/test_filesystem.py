@@ -3,6 +3,7 @@
 import errno
 import random
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import trio
 from backend.contract import BackendError
 from backend.decode import ChunkInvalid
 from backend.fetch import FetchFailed
+from backend.prefetch import PrefetchMode, prefetch
 from fuse.errno_map import errno_of, is_fault
 from fuse.filesystem import ReadTimeout, WrongFileType
 from fuse.inodetable import ROOT_INO
+from rafs.bootstrap import Bootstrap
 from rafs.codec import Compressor
 from rafs.record import FormatError
 from tests.mount_rig import Served, make_store, served
@@ -192,9 +195,39 @@ async def test_corrupt_chunk_fails_only_reads_that_need_it(tmp_path: Path) -> No
 
 async def test_tables_that_disagree_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with served(tmp_path, make_store(tmp_path, directory({b"f": file(noise(5000))}))) as s:
-        monkeypatch.setattr(s.fetchers[0], "offset_of", lambda chunk: 4096 * (chunk + 1))
-        with pytest.raises(FormatError, match="offset 4096 as in"):
+        monkeypatch.setattr(s.fetchers[0], "span_of", lambda chunk: (4096 * (chunk + 1), 4096))
+        with pytest.raises(FormatError, match="4096 bytes at 4096 as in"):
             await s.read(b"/f")
+
+
+async def test_a_flipped_file_size_shows_no_other_files_bytes(tmp_path: Path) -> None:
+    """i_size grew by one bit: the bytes behind the file's chunk are those of its neighbour."""
+    store = make_store(tmp_path, directory({b"a": file(b"short"), b"b": file(noise(5000))}))
+    with Bootstrap(store.image.bootstrap) as bootstrap:
+        at = bootstrap.resolve(b"/a").offset_bytes + 8
+    damaged = bytearray(store.image.bootstrap)
+    damaged[at + 1] ^= 0x10
+    store.image = replace(store.image, bootstrap=bytes(damaged))
+    async with served(tmp_path, store) as s:
+        assert await s.read(b"/b") == noise(5000)
+        with pytest.raises(FormatError, match="as in blob"):
+            await s.read(b"/a")
+
+
+async def test_prefetch_of_a_directory_that_holds_itself_ends(tmp_path: Path) -> None:
+    tree = directory({b"d": directory({b"sub": directory({}), b"f": file(noise(5000))})})
+    store = make_store(tmp_path, tree, Options(prefetch=(b"/d",)))
+    with Bootstrap(store.image.bootstrap) as bootstrap:
+        inner, outer = bootstrap.resolve(b"/d/sub"), bootstrap.resolve(b"/d")
+        block = bytes(next(bootstrap.data_blocks(outer))[0])
+        start = store.image.bootstrap.index(block)
+    entry = block.index(inner.nid.to_bytes(8, "little"))
+    damaged = bytearray(store.image.bootstrap)
+    damaged[start + entry : start + entry + 8] = outer.nid.to_bytes(8, "little")
+    store.image = replace(store.image, bootstrap=bytes(damaged))
+    async with served(tmp_path, store) as s:
+        await prefetch(s.bootstrap, s.fetchers, PrefetchMode.HINTS)
+        assert s.fetchers[0].cached.is_ready(0)
 
 
 async def test_files_of_several_blobs(tmp_path: Path) -> None:

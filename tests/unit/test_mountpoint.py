@@ -13,6 +13,8 @@ from fuse.mountpoint import (
     MountpointNotDirectory,
     MountpointNotEmpty,
     NothingMounted,
+    UnmountFailed,
+    _fusermount,
     find_mount,
     find_users,
     is_dead,
@@ -107,3 +109,12 @@ def test_users_of_a_directory(tmp_path: Path) -> None:
     with (tmp_path / "used" / "file").open("w"):
         assert find_users(tmp_path / "used") == [os.getpid()]
         assert find_users(tmp_path / "us") == []
+
+
+def test_what_fusermount_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "fusermount3"
+    tool.write_text("#!/bin/sh\necho first >&2\necho 'fusermount3: entry not found' >&2\nexit 1\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(UnmountFailed, match=r"fusermount3: entry not found$"):
+        _fusermount(tmp_path, tmp_path, lazy=False)

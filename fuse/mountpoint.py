@@ -76,7 +76,7 @@ class MountFailed(NydusError):
 class MountBusy(NydusError):
     """Somebody still uses the mount."""
 
-    message = "{directory}: still in use{by}; stop that, or detach it lazily"
+    message = "{directory}: still in use{by}; stop that, or detach it with --lazy"
     exit_code: ClassVar[int] = 79
     errno: ClassVar[int] = errno.EBUSY
     retryable = True
@@ -190,7 +190,8 @@ def require_fuse(device: Path = FUSE_DEVICE) -> None:
     except FileNotFoundError as error:
         raise FuseUnavailable(why=f"there is no {device}; load the kernel module fuse") from error
     except OSError as error:
-        raise FuseUnavailable(why=f"{device}: {error.strerror}; give this container the device") from error
+        advice = "mount as root, or let this user (in a container: give it the device) open it"
+        raise FuseUnavailable(why=f"{device}: {error.strerror}; {advice}") from error
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise FuseUnavailable(why="fusermount3 is not installed and you are not root; install fuse3")
 

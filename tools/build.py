@@ -79,7 +79,11 @@ def run(
     ] = None,
     prefetch: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Files to fetch first at a mount. May be repeated."),
+        typer.Option(
+            metavar="PATTERN",
+            help="Files to fetch first at a mount: an absolute path in the image, with all below it, or a"
+            " glob whose * crosses /. May be repeated.",
+        ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Worker processes.  [default: one per core]")] = None,
     work_dir: Annotated[
@@ -102,7 +106,7 @@ def run(
         level=level,
         digester=Digester[digester.name],
         prefetch=tuple(prefetch or ()),
-        threads=threads or len(os.sched_getaffinity(0)),
+        threads=len(os.sched_getaffinity(0)) if threads is None else threads,
     )
     place = work_dir.absolute() if work_dir else _work_dir(settings, source, destination)
     dictionaries = _fetch_dictionaries(chunk_dict or [], settings)

@@ -32,6 +32,7 @@ class MountStatus:
     fetched_bytes: int
     fetched_requests: int
     fetch_errors: int
+    log: str
 
 
 def run(
@@ -60,12 +61,12 @@ def read_statuses(run_dir: Path, mountpoint: Path | None) -> list[MountStatus]:
 
 def _ask(files: MountFiles, record: MountRecord) -> MountStatus:
     try:
-        return _status(ask(files.socket), "mounted")
+        return _status(ask(files.socket), "mounted", files)
     except TimeoutError:
-        return _status(_silent(record), "hanging")
+        return _status(_silent(record), "hanging", files)
     except OSError:
         _forget(files, Path(record.mountpoint))
-        return _status(_silent(record), "dead")
+        return _status(_silent(record), "dead", files)
 
 
 def _forget(files: MountFiles, mountpoint: Path) -> None:
@@ -80,7 +81,7 @@ def _silent(record: MountRecord) -> Answer:
     return Answer(record.mountpoint, record.reference, record.digest, record.driver, record.pid)
 
 
-def _status(answer: Answer, state: str) -> MountStatus:
+def _status(answer: Answer, state: str, files: MountFiles) -> MountStatus:
     fetched: Fetched = answer.fetched
     return MountStatus(
         mountpoint=answer.mountpoint,
@@ -96,6 +97,7 @@ def _status(answer: Answer, state: str) -> MountStatus:
         fetched_bytes=fetched.bytes_fetched,
         fetched_requests=fetched.requests,
         fetch_errors=fetched.errors,
+        log=str(files.log),
     )
 
 
@@ -112,4 +114,4 @@ def _lines(statuses: list[MountStatus]) -> Iterator[str]:
             yield f"  fetched  {fetched} of {size} ({share:.1%}) in {status.fetched_requests} requests"
             yield f"  cached   {format_size(status.cached_bytes)} of {format_size(status.decoded_size_bytes)}"
             if status.fetch_errors:
-                yield f"  errors   {status.fetch_errors}"
+                yield f"  errors   {status.fetch_errors}, see {status.log}"

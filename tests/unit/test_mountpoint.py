@@ -85,7 +85,7 @@ def test_fuse_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(FuseUnavailable, match="Operation not permitted; give this container the device"):
+    with pytest.raises(FuseUnavailable, match="Operation not permitted; mount as root"):
         require_fuse()
 
 

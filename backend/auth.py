@@ -7,7 +7,7 @@ cancelled asker hands the lock, and with it the asking, to the next one.
 
 import math
 from collections.abc import Callable, Sequence
-from urllib.parse import urlencode, urlsplit, urlunsplit
+from urllib.parse import urlencode, urlunsplit
 
 import msgspec
 import trio
@@ -16,6 +16,7 @@ from backend.challenge import Challenge, merge_scopes, parse_challenges
 from backend.contract import BackendError
 from backend.credentials import Credential, CredentialSource
 from backend.http import HttpClient, HttpRequest, HttpResponse, RegistryProtocolError
+from backend.origin import require_address
 from backend.status import Forbidden, Unauthorized, raise_for_status
 
 _CLIENT_ID = "nydus-py"
@@ -140,7 +141,7 @@ class Authenticator:
     async def _ask(
         self, challenge: Challenge, scopes: Sequence[str], credential: Credential | None
     ) -> _TokenAnswer:
-        request = _token_request(challenge, scopes, credential)
+        request = _token_request(challenge, scopes, credential, self._host)
         self._check_url(request.url)
         async with self._http.exchange(request) as response:
             return await self._token_answer(response, credential)
@@ -155,15 +156,21 @@ class Authenticator:
         await raise_for_status(response, 200, host=self._host)
         try:
             return msgspec.json.decode(await response.read(_TOKEN_LIMIT_BYTES), type=_TokenAnswer)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise RegistryProtocolError(where=response.where, why="a token answer that is not JSON") from None
 
     def _unauthorized(self, why: str) -> Unauthorized:
         return Unauthorized(where=f"{self._host}/{self._repository}", host=self._host, why=why)
 
 
-def _token_request(challenge: Challenge, scopes: Sequence[str], credential: Credential | None) -> HttpRequest:
-    """OAuth2 POST for an identity token, GET for a password or nothing (docker's token specification)."""
+def _token_request(
+    challenge: Challenge, scopes: Sequence[str], credential: Credential | None, host: str
+) -> HttpRequest:
+    """OAuth2 POST for an identity token, GET for a password or nothing (docker's token specification).
+
+    Raises `RegistryProtocolError` when the realm that `host` named is no address.
+    """
+    parts = require_address(challenge.realm, host)
     if credential is not None and credential.identity_token:
         form = {
             "grant_type": "refresh_token",
@@ -180,6 +187,5 @@ def _token_request(challenge: Challenge, scopes: Sequence[str], credential: Cred
     if credential is not None and credential.username:
         query.append(("account", credential.username))
         headers.append(("Authorization", credential.basic()))
-    parts = urlsplit(challenge.realm)
     joined = "&".join(filter(None, (parts.query, urlencode(query))))
     return HttpRequest("GET", urlunsplit(parts._replace(query=joined, fragment="")), headers)

@@ -59,6 +59,6 @@ def _answer(program: str, done: "subprocess.CompletedProcess[bytes]") -> HelperA
         raise CredentialsUnusable(where=program, why=f"failed with exit code {done.returncode}")
     try:
         answer = msgspec.json.decode(done.stdout, type=HelperAnswer)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise CredentialsUnusable(where=program, why="did not print the JSON that was expected") from None
     return answer if answer.secret else None

@@ -5,17 +5,16 @@ one is refused. Secrets stay out of reprs, errors and logs.
 """
 
 import base64
-import binascii
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 import trio
 
+from backend.address import split_address
 from backend.credential_helper import CredentialsUnusable, HelperAnswer, ask_helper
 from backend.origin import HUB_ALIASES, HUB_HOST
 
@@ -154,7 +153,7 @@ def _load(path: Path) -> _AuthConfig | None:
         return None
     try:
         return msgspec.json.decode(data, type=_AuthConfig)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # The decoder's own words might quote the content.
         raise CredentialsUnusable(where=path, why="not JSON of the expected form") from None
 
@@ -173,7 +172,8 @@ def _most_specific(entries: Mapping[str, Entry], keys: list[str]) -> tuple[str, 
             return key, entries[key]
     # Docker also wrote addresses such as https://HOST/v1/ for a whole registry.
     for key, value in entries.items():
-        if "://" in key and urlsplit(key).netloc in keys:
+        parts = split_address(key) if "://" in key else None
+        if parts is not None and parts.netloc in keys:
             return key, value
     return None
 
@@ -183,11 +183,14 @@ def _of_entry(entry: _AuthEntry, path: Path, key: str) -> Credential | None:
     if entry.auth:
         try:
             pair = base64.b64decode(entry.auth, validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # not ASCII, not base64, or not UTF-8 in it
             raise CredentialsUnusable(where=path, why=f"the 'auth' of {key} is not base64") from None
         username, _, password = pair.partition(":")
         password = password.strip("\0")  # some versions of docker padded it
-    credential = Credential(username, password, entry.identitytoken or "", entry.registrytoken or "")
+    registry_token = entry.registrytoken or ""
+    if not registry_token.isascii() or not registry_token.isprintable():  # it becomes a header as it is
+        raise CredentialsUnusable(where=path, why=f"the 'registrytoken' of {key} cannot be sent")
+    credential = Credential(username, password, entry.identitytoken or "", registry_token)
     return credential if credential != Credential() else None
 
 

@@ -14,11 +14,11 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
-from urllib.parse import urlsplit
 
 import httpx
 import trio
 
+from backend.address import display_url
 from backend.contract import BackendError
 
 _SEND_PIECE_BYTES = 256 * 1024  # one deadline of `HttpTimeouts.write_s` each: a slow link is not a stall
@@ -274,12 +274,6 @@ class HttpClient:
             outgoing.headers["Content-Length"] = str(len(request.body))
             outgoing.stream = body
         return outgoing
-
-
-def display_url(url: str) -> str:
-    """`url` without user information, query and fragment, where secrets may be."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _timeout(timeouts: HttpTimeouts, connect_s: float | None) -> httpx.Timeout:

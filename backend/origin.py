@@ -2,12 +2,13 @@
 
 import ipaddress
 from typing import ClassVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult
 
 import trio
 
+from backend.address import split_address
 from backend.contract import BackendError
-from backend.http import HttpClient, HttpRequest, TlsFailed
+from backend.http import HttpClient, HttpRequest, RegistryProtocolError, TlsFailed
 
 _HANDSHAKE_S = 3.0  # a plain HTTP server may wait for the rest of what it takes for a request line
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -25,7 +26,8 @@ class PlainHttpRefused(BackendError):
 
 def is_loopback(host: str) -> bool:
     """Whether `host` (with or without port, IPv6 in brackets) can only be this machine."""
-    name = urlsplit(f"//{host}").hostname or ""
+    parts = split_address(f"//{host}")
+    name = (parts and parts.hostname) or ""
     if name == "localhost":
         return True
     try:
@@ -34,9 +36,20 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def require_address(url: str, where: str) -> SplitResult:
+    """The parts of an address that `where` named; raises `RegistryProtocolError` for what is none.
+
+    The address stays out of the message: it may carry a signature.
+    """
+    parts = split_address(url)
+    if parts is None:
+        raise RegistryProtocolError(where=where, why="names an address that cannot be read")
+    return parts
+
+
 def origin_of(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port of `url`: what credentials are bound to. Raises `ValueError` for a bad port."""
-    parts = urlsplit(url)
+    """Scheme, host and port of `url`: what credentials are bound to. Raises `RegistryProtocolError`."""
+    parts = require_address(url, "the registry")
     return parts.scheme, parts.hostname or "", parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
 
 
@@ -78,9 +91,12 @@ class RegistryOrigin:
         return self._base_url
 
     def check(self, url: str) -> None:
-        """Raises `PlainHttpRefused` when `url` is plain HTTP to another machine and nobody allowed it."""
-        if urlsplit(url).scheme == "http" and not self._plain_http and not is_loopback(urlsplit(url).netloc):
-            raise PlainHttpRefused(where=urlsplit(url).netloc.rpartition("@")[2])
+        """Raises `PlainHttpRefused` when `url` is plain HTTP to another machine and nobody allowed it, and
+        `RegistryProtocolError` when it is no address.
+        """
+        parts = require_address(url, self._host)
+        if parts.scheme == "http" and not self._plain_http and not is_loopback(parts.netloc):
+            raise PlainHttpRefused(where=parts.netloc.rpartition("@")[2])
 
     async def _look(self) -> str:
         try:

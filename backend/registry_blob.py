@@ -125,17 +125,17 @@ class RegistryBlobReader:
             self._redirected = None
 
     def _check_content_range(self, response: HttpResponse, first: int, last: int) -> int:
-        match = _CONTENT_RANGE.fullmatch(response.header("Content-Range") or "")
-        if match is None:
+        found = parse_content_range(response.header("Content-Range") or "")
+        if found is None:
             raise RegistryProtocolError(where=response.where, why="answered a part without saying which")
-        got_first, got_last = int(match[1]), int(match[2])
+        got_first, got_last, size_bytes = found
         if got_first != first or not first <= got_last <= last:
             raise RegistryProtocolError(
                 where=response.where, why=f"asked for bytes {first}-{last}, got {got_first}-{got_last}"
             )
-        if match[3] != "*" and int(match[3]) != self._size_bytes:
+        if size_bytes is not None and size_bytes != self._size_bytes:
             raise RegistryProtocolError(
-                where=response.where, why=f"the blob has {match[3]} bytes, not {self._size_bytes}"
+                where=response.where, why=f"the blob has {size_bytes} bytes, not {self._size_bytes}"
             )
         return 0
 
@@ -145,6 +145,14 @@ class RegistryBlobReader:
                 where=response.where, why="the server ignores ranges, so the image cannot be read lazily"
             )
         return first
+
+
+def parse_content_range(text: str) -> tuple[int, int, int | None] | None:
+    """First and last byte, and the size when it is told (RFC 9110, 14.4); None for anything else."""
+    match = _CONTENT_RANGE.fullmatch(text)
+    if match is None:
+        return None
+    return int(match[1]), int(match[2]), None if match[3] == "*" else int(match[3])
 
 
 class _Collector:

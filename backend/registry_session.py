@@ -5,10 +5,11 @@ Concurrency: one session serves many tasks; each call to `send` belongs to one.
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import trio
 
+from backend.address import split_address
 from backend.auth import Authenticator
 from backend.challenge import pull_scope
 from backend.credentials import CredentialSource
@@ -51,7 +52,7 @@ class RegistrySession:
 
     async def is_own(self, url: str) -> bool:
         """Whether `url` is at the registry's own origin: the only place that sees its credentials."""
-        return _origin(url) == origin_of(await self._origin.base_url())
+        return origin_of(url) == origin_of(await self._origin.base_url())
 
     @asynccontextmanager
     async def send(
@@ -105,18 +106,11 @@ def absolute_location(response: HttpResponse, location: str) -> str:
     """`location` relative to the address that answered; `RegistryProtocolError` unless it is http(s)."""
     try:
         url = urljoin(response.url, location)
-        usable = urlsplit(url).scheme in ("http", "https") and bool(_origin(url)[1])
     except ValueError:
-        usable = False
-    if not usable:
+        url = ""
+    parts = split_address(url)
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
         raise RegistryProtocolError(
             where=response.where, why="names a location that is no http or https address"
         )
     return url
-
-
-def _origin(url: str) -> tuple[str, str, int]:
-    try:
-        return origin_of(url)
-    except ValueError:
-        raise RegistryProtocolError(where="a redirect", why="names a port that is not a number") from None

@@ -91,12 +91,17 @@ async def fail(response: HttpResponse, *, host: str) -> NoReturn:
 
 def retry_after_s(response: HttpResponse) -> float | None:
     """The Retry-After header in seconds (RFC 9110, 10.2.3: a number, or a date beside the server's own)."""
-    text = (response.header("Retry-After") or "").strip()
+    return parse_retry_after(response.header("Retry-After") or "", response.header("Date") or "")
+
+
+def parse_retry_after(value: str, date: str) -> float | None:
+    """The pause in seconds that a Retry-After value beside a Date asks for; None when it cannot be read."""
+    text = value.strip()
     if text.isascii() and text.isdigit() and len(text) < 10:
         return min(float(text), _LONGEST_PAUSE_S)
     try:
-        pause = parsedate_to_datetime(text) - parsedate_to_datetime(response.header("Date") or "")
-    except (ValueError, TypeError):
+        pause = parsedate_to_datetime(text) - parsedate_to_datetime(date)
+    except (ValueError, TypeError, ArithmeticError, LookupError):  # all of them come out of odd dates
         return None
     return min(max(pause.total_seconds(), 0.0), _LONGEST_PAUSE_S)
 
@@ -107,7 +112,7 @@ async def _registry_words(response: HttpResponse) -> tuple[str, str]:
         return "", ""  # its declared length is the blob's, not the body's: reading it breaks
     try:
         errors = msgspec.json.decode(await response.read(_BODY_LIMIT_BYTES), type=_RegistryErrors).errors
-    except (BackendError, msgspec.DecodeError, UnicodeDecodeError):
+    except (BackendError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return "", ""
     if not errors:
         return "", ""

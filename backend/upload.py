@@ -176,10 +176,9 @@ class BlobUpload:
 
         Nothing at all is "0-0" in docker-registry, which one byte would be too; it counts as nothing.
         """
-        match = _RANGE.fullmatch(response.header("Range") or "")
-        if match is None:
+        last = parse_last_byte(response.header("Range") or "")
+        if last is None:
             return None
-        last = int(match[1])
         if last >= self._size_bytes:
             raise RegistryProtocolError(
                 where=response.where, why=f"has more than the {self._size_bytes} bytes sent"
@@ -244,6 +243,12 @@ async def abandon_upload(session: RegistrySession, location: str) -> None:
                 await response.drain()
         except BackendError as error:
             logger.debug("could not abandon an upload: %s", error)
+
+
+def parse_last_byte(text: str) -> int | None:
+    """The last byte that an upload's Range header names; None when it names none."""
+    match = _RANGE.fullmatch(text)
+    return int(match[1]) if match else None
 
 
 def _chunk_bytes(response: HttpResponse) -> int:

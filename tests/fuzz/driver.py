@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+_INSTRUMENTED = ("rafs", "backend", "builder")
+
 
 def run(target: str) -> None:
     """Fuzzes the module `tests.fuzz.<target>` with the options of the command line; never returns."""
@@ -16,9 +18,9 @@ def run(target: str) -> None:
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     # The parsers were imported with the script; only what is imported now reports its branches.
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("rafs", "tests")]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in (*_INSTRUMENTED, "tests")]:
         del sys.modules[name]
-    with atheris.instrument_imports(include=["rafs"]):
+    with atheris.instrument_imports(include=list(_INSTRUMENTED)):
         module = importlib.import_module(f"tests.fuzz.{target}")
     with tempfile.TemporaryDirectory() as corpus:
         for number, seed in enumerate(module.SEEDS):

@@ -266,6 +266,7 @@ async def test_bearer_is_preferred() -> None:
         (Reply(500), ServerFailed, "500"),
         (Reply(302, (("Location", "http://127.0.0.1:1/"),)), RegistryProtocolError, "302"),
         (Reply(body=b"<html>"), RegistryProtocolError, "not JSON"),
+        (Reply(body=b'{"a":' * 20_000), RegistryProtocolError, "not JSON"),
         (Reply(body=b"{}"), RegistryProtocolError, "usable token"),
         (Reply(body=b'{"token": "a\\r\\nb"}'), RegistryProtocolError, "usable token"),
         (Reply(body=b'{"token": "' + b"x" * 300_000 + b'"}'), RegistryProtocolError, "more than"),
@@ -286,6 +287,14 @@ async def test_no_challenge_that_can_be_met() -> None:
                 await auth.answer(challenges, PULL, None)
         with pytest.raises(Unauthorized, match="none is stored"):
             await auth.answer(["Basic"], PULL, None)
+
+
+@pytest.mark.parametrize("realm", ["https://[bad", "http://t.example:port/", "http://t.example:99999/"])
+@pytest.mark.parametrize("credential", [None, Credential(identity_token="refresh me")])
+async def test_a_realm_that_is_no_address(realm: str, credential: Credential | None) -> None:
+    async with authenticator(Rotating(credential)) as auth:
+        with pytest.raises(RegistryProtocolError, match="address that cannot be read"):
+            await auth.answer([f'Bearer realm="{realm}"'], PULL, None)
 
 
 async def test_passwords_do_not_go_to_another_machine_in_the_clear() -> None:

@@ -98,6 +98,13 @@ async def test_addresses_as_keys(tmp_path: Path, key: str) -> None:
     assert await user_of(files(tmp_path)) == "address"
 
 
+@pytest.mark.parametrize("key", ["https://[x", "https://[x]/v1/", "https://x:port/", "://"])
+async def test_a_key_that_is_no_address_is_passed_over(tmp_path: Path, key: str) -> None:
+    auths = {key: auth("broken"), f"https://{HOST}/v1/": auth("address")}
+    write(tmp_path / ".docker/config.json", {"auths": auths, "credHelpers": {key: "never-asked"}})
+    assert await user_of(files(tmp_path)) == "address"
+
+
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
@@ -123,6 +130,10 @@ async def test_what_an_entry_can_hold(tmp_path: Path, entry: object, expected: C
         '{"auths": 3}',
         json.dumps({"auths": {HOST: {"auth": 5}}}),
         json.dumps({"auths": {HOST: {"auth": "sesame!"}}}),
+        json.dumps({"auths": {HOST: {"auth": "sesamé"}}}),
+        json.dumps({"auths": {HOST: {"registrytoken": "sesame é"}}}),
+        json.dumps({"auths": {HOST: {"registrytoken": "sesame\r\nX: y"}}}),
+        '{"auths":' * 20_000,
     ],
 )
 async def test_an_unusable_file_is_named_and_not_quoted(tmp_path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ from backend.contract import BackendError, BlobNotFound, ShortRead
 from backend.http import ConnectionFailed, RegistryProtocolError, Stalled
 from backend.ocidigest import DigestMismatch
 from backend.retry import RetryPolicy
-from backend.status import Forbidden, ServerFailed, TooManyRequests, Unauthorized
+from backend.status import Forbidden, ServerFailed, TooManyRequests, Unauthorized, parse_retry_after
 from tests.contract.fault_server import Asked, FaultServer, Reply, fault_server, ranged
 from tests.unit.registry_faults import ALICE, CONTENT, DIGEST, PART, connected, read, scripted
 
@@ -135,6 +135,23 @@ async def test_retry_after_as_a_date(clock: trio.testing.MockClock) -> None:
         began = trio.current_time()
         await read(client)
     assert trio.current_time() - began >= 9
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (" 7 ", 7.0),
+        ("999999999", 3600.0),
+        ("Wed, 21 Oct 2026 07:27:00 GMT", 0.0),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", None),
+        ("Mon, 01 Jan 2026 00:00:00 +99999999999999999999", None),
+        ("Mon, 01 Jan 2026 00:00:00", None),
+        ("soon", None),
+        ("", None),
+    ],
+)
+def test_odd_pauses(value: str, expected: float | None) -> None:
+    assert parse_retry_after(value, "Wed, 21 Oct 2026 07:28:00 GMT") == expected
 
 
 async def test_nobody_listens(clock: trio.testing.MockClock) -> None:

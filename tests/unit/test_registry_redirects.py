@@ -6,10 +6,11 @@ import pytest
 import trio
 import trio.testing
 
+from backend.address import display_url
 from backend.contract import BackendError
 from backend.http import ConnectionFailed, RegistryProtocolError, TlsFailed
 from backend.ocidigest import digest_of
-from backend.origin import PlainHttpRefused, api_host, api_repository, is_loopback
+from backend.origin import PlainHttpRefused, api_host, api_repository, is_loopback, origin_of
 from backend.retry import RetryPolicy
 from backend.status import Unauthorized
 from tests.contract.fault_server import Asked, FaultServer, Reply, fault_server, ranged
@@ -86,6 +87,9 @@ async def test_a_redirect_loop() -> None:
         ("http://127.0.0.1:bad/x", RegistryProtocolError),
         ("//", RegistryProtocolError),
         ("http://[::1/", RegistryProtocolError),
+        ("http://[bad]/", RegistryProtocolError),
+        ("//[", RegistryProtocolError),
+        ("http://127.0.0.1:99999/", RegistryProtocolError),
     ],
 )
 async def test_a_redirect_to_nowhere(location: str, error: type[BackendError]) -> None:
@@ -131,6 +135,14 @@ async def test_plain_http_is_not_used_when_tls_is_demanded() -> None:
         assert not server.asked
 
 
+@pytest.mark.parametrize("url", ["https://[bad", "https://[bad]/x", "//[", "http://h:port/?secret"])
+def test_what_is_no_address_is_shown_without_its_text(url: str) -> None:
+    assert display_url(url) == "an address that cannot be read"
+    with pytest.raises(RegistryProtocolError, match="cannot be read") as caught:
+        origin_of(url)
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("host", "expected"),
     [
@@ -142,6 +154,8 @@ async def test_plain_http_is_not_used_when_tls_is_demanded() -> None:
         ("127.0.0.1.example.com", False),
         ("10.0.0.1:5000", False),
         ("0.0.0.0", False),
+        ("[:::]:5000", False),
+        ("[", False),
     ],
 )
 def test_what_is_this_machine(host: str, expected: bool) -> None:

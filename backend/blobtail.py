@@ -28,6 +28,22 @@ async def fetch_blob_meta(reader: BlobReader, entry: BlobEntry, directory: Path,
 
     Raises `BlobMetaBroken`, `CannotWrite` and what the reader raises.
     """
+    table = await read_blob_meta(reader, entry, where)
+    target = directory / blob_meta_name(entry.blob_id)
+    with reporting_writes(target):
+        await trio.to_thread.run_sync(target.write_bytes, table)
+
+
+def has_blob_meta(entry: BlobEntry) -> bool:
+    """Whether the blob carries its chunk table at its end, in the clear."""
+    return entry.chunk_count > 0 and not entry.features & (_ELSEWHERE | BlobFeatures.ZRAN)
+
+
+async def read_blob_meta(reader: BlobReader, entry: BlobEntry, where: str) -> bytes:
+    """The chunk table at the end of a blob, in its node-side form; one range of the blob is read.
+
+    Raises `BlobMetaBroken` and what the reader raises.
+    """
     if entry.features & _ELSEWHERE:
         why = f"blobs with features {int(entry.features):#x} keep it elsewhere"
         raise BlobMetaBroken(where=where, blob_id=entry.blob_id, why=why)
@@ -35,11 +51,10 @@ async def fetch_blob_meta(reader: BlobReader, entry: BlobEntry, directory: Path,
         why = f"its size of {entry.ci_uncompressed_size} bytes is over {BLOB_META_SIZE_MAX_BYTES}"
         raise BlobMetaBroken(where=where, blob_id=entry.blob_id, why=why)
     tail = await reader.read_range(entry.ci_offset, entry.ci_compressed_size + HEADER_SIZE)
-    target = directory / blob_meta_name(entry.blob_id)
-    await trio.to_thread.run_sync(_store, tail, entry, target, where)
+    return await trio.to_thread.run_sync(_node_form, tail, entry, where)
 
 
-def _store(tail: bytes, entry: BlobEntry, target: Path, where: str) -> None:
+def _node_form(tail: bytes, entry: BlobEntry, where: str) -> bytes:
     view = memoryview(tail)
     try:
         header = BlobMetaHeader.unpack(view[entry.ci_compressed_size :], entry.ci_offset)
@@ -47,5 +62,4 @@ def _store(tail: bytes, entry: BlobEntry, target: Path, where: str) -> None:
         array = decompress(entry.ci_compressor, view[: entry.ci_compressed_size], entry.ci_uncompressed_size)
     except (FormatError, CodecError) as error:
         raise BlobMetaBroken(where=where, blob_id=entry.blob_id, why=str(error)) from error
-    with reporting_writes(target):
-        target.write_bytes(node_form(array, header))
+    return node_form(array, header)

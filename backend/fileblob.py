@@ -22,6 +22,7 @@ from backend.publishing import publish_file, reporting_writes, staging_directory
 
 Result = TypeVar("Result")
 
+_HASH_STEP_BYTES = 4 << 20
 READERS_MAX = 16
 """Threads that read local blobs of one store at the same time."""
 
@@ -108,12 +109,22 @@ class FileBlobReader:
         return data
 
 
-def has_size(path: Path, size_bytes: int) -> bool:
-    """Whether `path` is a regular file of that size."""
+def has_content(path: Path, digest: str, size_bytes: int) -> bool:
+    """Whether `path` is a regular file of that size and digest. To be called in a thread of trio's.
+
+    A file that cannot be read counts as one that is not there: it is to be replaced. Cancellation ends it.
+    """
+    content = hashlib.sha256()
     try:
-        return path.is_file() and path.stat().st_size == size_bytes
+        if not path.is_file() or path.stat().st_size != size_bytes:
+            return False
+        with path.open("rb", buffering=0) as file:
+            while piece := file.read(_HASH_STEP_BYTES):
+                content.update(piece)
+                trio.from_thread.check_cancelled()
     except OSError:
         return False
+    return f"sha256:{content.hexdigest()}" == digest
 
 
 async def store_blob(

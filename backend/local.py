@@ -10,7 +10,7 @@ import trio
 
 from backend.bootstrap_layer import BOOTSTRAP_NAME, BOOTSTRAP_SIZE_MAX_BYTES
 from backend.contract import BackendError, BlobNotFound, BlobReader
-from backend.fileblob import READERS_MAX, FileBlobReader, has_size, link_blob, store_blob
+from backend.fileblob import READERS_MAX, FileBlobReader, has_content, link_blob, store_blob
 from backend.manifest import Descriptor
 from backend.metadata import fetch_missing_tables, metadata_at, settle_metadata
 from backend.ocidigest import require_digest
@@ -56,7 +56,7 @@ class DirStore:
                 unpacked.mkdir()
             source = self._directory / BOOTSTRAP_NAME
             digest = await trio.to_thread.run_sync(_copy_bootstrap, source, unpacked / BOOTSTRAP_NAME)
-            existing = metadata_at(images_dir, digest)
+            existing = await trio.to_thread.run_sync(metadata_at, images_dir, digest)
             if existing:
                 return existing
             await fetch_missing_tables(
@@ -103,9 +103,8 @@ class DirStore:
         return ImageFiles(metadata.bootstrap_path, tuple(blobs))
 
     async def has_blob(self, digest: str, size_bytes: int) -> bool:
-        """Whether the blob's file has that size; names are given to whole files only."""
-        path = self._blob_path(digest)
-        return await trio.to_thread.run_sync(has_size, path, size_bytes)
+        """Whether the blob's file has that size and that digest; all of it is read."""
+        return await trio.to_thread.run_sync(has_content, self._blob_path(digest), digest, size_bytes)
 
     async def mount_blob(self, digest: str, origin: Reference) -> bool:
         """Directories share nothing."""

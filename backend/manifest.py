@@ -54,7 +54,10 @@ class ManifestBroken(BackendError):
 class NotNydusImage(BackendError):
     """The image exists and is something else."""
 
-    message = "{where}: not a Nydus image but {what}; make one of it with `nydus-py convert`"
+    message = (
+        "{where}: not a Nydus image but {what}; "
+        "unpack it and make one with `nydus-py build`, or convert it with a Nydus builder"
+    )
     exit_code = 46
 
 
@@ -155,6 +158,10 @@ class _Config(msgspec.Struct, frozen=True):
     config: dict[str, str]
     rootfs: _RootFs
     history: tuple[_History, ...]
+
+
+class _Layers(msgspec.Struct, frozen=True):
+    rootfs: _RootFs
 
 
 class _Artifact(msgspec.Struct, frozen=True):
@@ -296,6 +303,14 @@ def build_config(target: Platform, blobs: Sequence[Descriptor], bootstrap_diff_i
     return msgspec.json.encode(
         _Config(EPOCH, target.architecture, target.os, {}, rootfs, tuple(history)),
     )
+
+
+def diff_ids_of(config: bytes, where: str) -> tuple[str, ...]:
+    """The diff IDs in the config of an image. Raises `ManifestBroken`."""
+    try:
+        return msgspec.json.decode(config, type=_Layers).rootfs.diff_ids
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ManifestBroken(where=where, why=f"config: {error}") from error
 
 
 def build_manifest(config: Descriptor, blobs: Sequence[Descriptor], bootstrap: Descriptor) -> bytes:

@@ -1,9 +1,15 @@
 """Brings an image's metadata to this machine: `images_dir/<manifest digest>/`.
 
-A directory of that name is complete and verified: it is unpacked beside and renamed. One request looks the
+A directory of that name was complete and verified: it is unpacked beside and renamed. One request looks the
 tag up, one fetches the bootstrap layer, which is inflated in a thread while its next piece arrives.
+
+Concurrency: directories appear by a rename. One that was damaged since is taken away under an flock on
+`images_dir`, after a second look, so that nobody takes away what another process has just put in its place.
 """
 
+import fcntl
+import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +38,7 @@ from backend.manifest import (
     nydus_layers,
     parse_document,
 )
+from backend.metadata_index import find_damage, write_index
 from backend.ocidigest import is_digest
 from backend.pieces import pump
 from backend.publishing import publish_directory, reporting_writes, staging_directory
@@ -41,6 +48,9 @@ from rafs.bootstrap import Bootstrap
 
 MANIFEST_NAME = "manifest.json"
 _CANDIDATES_MAX = 8
+_SETTLE_TRIES = 2
+
+_log = logging.getLogger(__name__)
 
 
 class NydusImage(msgspec.Struct, frozen=True):
@@ -82,7 +92,7 @@ async def _find_in_index(store: OciStore, index: ImageIndex, wanted: Platform, w
 async def fetch_oci_metadata(store: OciStore, images_dir: Path, wanted: Platform) -> ImageMetadata:
     """`ImageStore.fetch_metadata` for stores that keep images the OCI way."""
     image = await find_image(store, wanted)
-    existing = metadata_at(images_dir, image.stored.digest)
+    existing = await trio.to_thread.run_sync(metadata_at, images_dir, image.stored.digest)
     if existing:
         return existing
     with staging_directory(images_dir) as staging:
@@ -96,11 +106,17 @@ async def fetch_oci_metadata(store: OciStore, images_dir: Path, wanted: Platform
 
 
 def metadata_at(images_dir: Path, digest: str) -> ImageMetadata | None:
-    """The metadata of the image with that manifest digest, if this machine has it."""
+    """The metadata of the image with that manifest digest, if this machine has it, whole.
+
+    A directory whose files are not those of its index any more is removed, with a warning, so that the
+    caller fetches it again. Blocks for about 0.1 ms per MB. Raises `CannotWrite`.
+    """
     directory = images_dir / digest.removeprefix("sha256:")
-    bootstrap = directory / BOOTSTRAP_NAME
-    if not bootstrap.is_file():
+    if not directory.exists():
         return None
+    if find_damage(directory) is not None and _remove_damaged(directory):
+        return None
+    bootstrap = directory / BOOTSTRAP_NAME
     tables = [
         BlobMetaFile(blob_id, path)
         for path in sorted(directory.iterdir())
@@ -109,14 +125,44 @@ def metadata_at(images_dir: Path, digest: str) -> ImageMetadata | None:
     return ImageMetadata(digest, directory, bootstrap, tuple(tables))
 
 
+def _remove_damaged(directory: Path) -> bool:
+    """Takes a damaged directory away; False when another process has put a sound one there meanwhile."""
+    with reporting_writes(directory):
+        lock = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # This first: from here on it may come, but only the holder of the lock makes it go.
+            if not directory.exists():
+                return True
+            damage = find_damage(directory)
+            if damage is None:
+                return False
+            _log.warning("%s is damaged and is fetched again: %s", directory, damage)
+            with staging_directory(directory.parent) as staging:
+                os.rename(directory, staging / directory.name)
+        finally:
+            os.close(lock)
+    return True
+
+
 async def settle_metadata(unpacked: Path, images_dir: Path, digest: str) -> ImageMetadata:
     """Gives a finished directory its final name, or takes the one that another process made meanwhile."""
-    final = images_dir / digest.removeprefix("sha256:")
-    await trio.to_thread.run_sync(publish_directory, unpacked, final)
-    metadata = metadata_at(images_dir, digest)
+    metadata = await trio.to_thread.run_sync(_settle, unpacked, images_dir, digest)
     if metadata is None:
-        raise LayerBroken(where=final, why="the directory is incomplete; remove it")
+        where = images_dir / digest.removeprefix("sha256:")
+        raise LayerBroken(where=where, why="the directory changes while it is used; run it again")
     return metadata
+
+
+def _settle(unpacked: Path, images_dir: Path, digest: str) -> ImageMetadata | None:
+    with reporting_writes(unpacked):
+        write_index(unpacked)
+    final = images_dir / digest.removeprefix("sha256:")
+    for _ in range(_SETTLE_TRIES):
+        publish_directory(unpacked, final)
+        if (metadata := metadata_at(images_dir, digest)) is not None:
+            return metadata
+    return None
 
 
 async def _unpack_bootstrap(store: OciStore, layer: Descriptor, directory: Path) -> None:

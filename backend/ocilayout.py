@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from backend.contract import BackendError, BlobNotFound, BlobReader
-from backend.fileblob import READERS_MAX, FileBlobReader, has_size, link_blob, store_blob
+from backend.fileblob import READERS_MAX, FileBlobReader, has_content, link_blob, store_blob
 from backend.manifest import (
     MANIFEST_SIZE_MAX_BYTES,
     OCI_INDEX,
@@ -115,8 +115,8 @@ class LayoutStore:
         return FileBlobReader(self._blob_path(digest), self._limiter)
 
     async def has_blob(self, digest: str, size_bytes: int) -> bool:
-        """See `BlobTarget`."""
-        return await trio.to_thread.run_sync(has_size, self._blob_path(digest), size_bytes)
+        """See `BlobTarget`; all of the file is read, since a damaged one must not be published again."""
+        return await trio.to_thread.run_sync(has_content, self._blob_path(digest), digest, size_bytes)
 
     async def mount_blob(self, digest: str, origin: Reference) -> bool:
         """Layouts share nothing."""
@@ -217,7 +217,7 @@ class LayoutStore:
     def _write_manifest(self, media_type: str, data: bytes, as_reference: bool) -> str:
         digest = digest_of(data)
         with staging_directory(self._directory) as staging:
-            if not has_size(self._blob_path(digest), len(data)):
+            if not has_content(self._blob_path(digest), digest, len(data)):
                 write_atomically(self._blob_path(digest), data, staging)
             if as_reference:
                 tag = {REF_NAME_ANNOTATION: self._reference.tag} if self._reference.tag else {}

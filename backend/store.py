@@ -22,6 +22,13 @@ class CannotPublish(BackendError):
     exit_code: ClassVar[int] = 113
 
 
+class NoChunkTable(BackendError):
+    """An image's metadata lacks the chunk table of a blob: the blob has no chunks, or is of another image."""
+
+    message = "{where}: no chunk table of blob {blob_id} here; remove this directory and run it again"
+    exit_code: ClassVar[int] = 118
+
+
 @dataclass(frozen=True, slots=True)
 class BlobMetaFile:
     """The node-side chunk table of one blob."""
@@ -40,11 +47,11 @@ class ImageMetadata:
     blob_meta_paths: tuple[BlobMetaFile, ...]
 
     def blob_meta_path(self, blob_id: str) -> Path:
-        """The chunk table of a blob; raises `KeyError` for a blob without chunks or of another image."""
+        """The chunk table of a blob; raises `NoChunkTable` for one that has none here."""
         for file in self.blob_meta_paths:
             if file.blob_id == blob_id:
                 return file.path
-        raise KeyError(blob_id)
+        raise NoChunkTable(where=self.directory, blob_id=blob_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +164,7 @@ class BlobTarget(Protocol):
     """A place that takes blobs by digest, each at once or not at all. Digests are "sha256:<hex>"."""
 
     async def has_blob(self, digest: str, size_bytes: int) -> bool:
-        """Whether the blob is there, whole."""
+        """Whether the blob is there, whole: by its digest where the store itself does not vouch for it."""
         ...
 
     async def mount_blob(self, digest: str, origin: Reference) -> bool:

@@ -58,7 +58,7 @@ class DigestFile:
     def close(self) -> None:
         """Removes the file."""
         os.close(self._fd)
-        self._path.unlink()
+        self._path.unlink(missing_ok=True)  # the whole work directory may be gone by now
 
     def _offset(self, digest: bytes) -> int:
         return (int.from_bytes(digest[:8], "big") >> (64 - self._bits)) * _BUCKET_SIZE

@@ -9,15 +9,18 @@ from typing import Annotated, ClassVar
 import trio
 import typer
 
+from backend.blobtail import has_blob_meta
 from backend.contract import BlobNotFound, ShortRead
-from backend.store import ImageMetadata, ImageStore, open_store
-from rafs.blob_table import BlobEntry
+from backend.manifest import ImageManifest
+from backend.store import ImageMetadata, ImageStore, NoChunkTable, open_store
+from rafs.blob_table import BlobEntry, BlobFeatures
 from rafs.blobmeta import BlobMeta
 from rafs.bootstrap import Bootstrap
 from rafs.check import Fault, check_blob_meta, check_bootstrap, check_extent, extents_of, is_decodable
 from rafs.chunk import ChunkRef
 from rafs.errors import NydusError
 from rafs.record import FormatError
+from tools.check_stored import config_faults, read_manifest, table_faults
 from tools.image import OpenImage, absolute_reference
 from tools.output import JsonOption, emit
 from tools.progress import Bar, progress_bar
@@ -25,6 +28,7 @@ from tools.run_stream import Run, run_stream
 from tools.runtime import run_async
 from tools.settings import Settings, settings_of
 from tools.sizes import format_size
+from tools.whole_blob import WholeBlobDigest
 
 FAULTS_MAX = 1000
 """Where a check stops counting: an image with as many faults is beyond a list."""
@@ -76,10 +80,10 @@ class CheckReport:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What reading some neighbouring chunks has shown. `length` in encoded bytes."""
+    """What reading some neighbouring chunks has shown; `data` are the bytes of the blob at `offset`."""
 
-    blob_id: str
-    length: int
+    offset: int
+    data: bytes
     faults: tuple[Fault, ...]
 
 
@@ -87,7 +91,7 @@ def run(
     ctx: typer.Context,
     reference: Annotated[str, typer.Argument(metavar="REF", help="The image.")],
     deep: Annotated[
-        bool, typer.Option("--deep", help="Also read every chunk and compare its digest.")
+        bool, typer.Option("--deep", help="Also read every chunk and each whole blob, and compare digests.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -125,23 +129,38 @@ async def _check_opened(image: OpenImage, report: CheckReport) -> None:
     report.inodes, report.blobs = bootstrap.inode_count, len(bootstrap.blobs)
     report.chunks = sum(blob.chunk_count for blob in bootstrap.blobs)
     await trio.to_thread.run_sync(_check_metadata, bootstrap, image.metadata, report)
-    is_sound = not report.faults
+    manifest = read_manifest(image.metadata)
+    if manifest is not None:
+        report.add("config", iter(await config_faults(image.store, manifest)))
     there = [blob for blob in bootstrap.blobs if await _is_there(blob, image.store, report)]
-    if report.deep and is_sound:
-        readable = [blob for blob in there if is_decodable(blob)]
-        report.blobs_unread = len(there) - len(readable)
+    if report.is_full:
+        return
+    broken = {fault.file for fault in report.faults}
+    usable = [blob for blob in there if _meta_name(blob) not in broken]
+    for blob in filter(has_blob_meta, usable):
+        meta = BlobMeta.open(image.metadata.blob_meta_path(blob.blob_id))
+        report.add(_meta_name(blob), iter(await table_faults(image.store, blob, meta)))
+    if report.deep:
+        readable = [blob for blob in usable if is_decodable(blob)]
+        report.blobs_unread = len(bootstrap.blobs) - len(readable)
         with progress_bar("checking") as bar:
-            await _check_content(image, readable, report, bar)
+            bar.extend(sum(blob.data_end for blob in readable))
+            for blob in readable:
+                await _check_content(image, blob, manifest, report, bar)
+
+
+def _meta_name(blob: BlobEntry) -> str:
+    return f"blob.meta of {blob.blob_id}"
 
 
 def _check_metadata(bootstrap: Bootstrap, metadata: ImageMetadata, report: CheckReport) -> None:
     report.add("bootstrap", check_bootstrap(bootstrap))
     for blob in bootstrap.blobs:
-        file = f"blob.meta of {blob.blob_id}"
+        file = _meta_name(blob)
         try:
             meta = BlobMeta.open(metadata.blob_meta_path(blob.blob_id))
             report.add(file, check_blob_meta(blob, meta, bootstrap.chunk_digests(blob.index)))
-        except KeyError:
+        except NoChunkTable:
             if blob.chunk_count:
                 report.add(file, iter([Fault("blob.meta", 0, "a chunk table, found none")]))
         except FormatError as error:
@@ -164,25 +183,57 @@ async def _is_there(blob: BlobEntry, store: ImageStore, report: CheckReport) -> 
     return True
 
 
-async def _check_content(image: OpenImage, blobs: list[BlobEntry], report: CheckReport, bar: Bar) -> None:
-    """Reads and verifies every chunk of `blobs`."""
-    bar.extend(sum(blob.data_end for blob in blobs))
-    async with run_stream(image, _extents(image.metadata, blobs), check_run) as results:
-        async for result in results:
-            report.bytes_read += result.length
-            report.add(f"blob {result.blob_id}", iter(result.faults))
-            bar.advance(result.length)
-            bar.note(f"{len(report.faults)} faults")
-            if report.is_full:
-                return
+async def _check_content(
+    image: OpenImage, blob: BlobEntry, manifest: ImageManifest | None, report: CheckReport, bar: Bar
+) -> None:
+    """Reads and verifies every chunk of a blob, and the digest of all of it where that is its name."""
+    file = f"blob {blob.blob_id}"
+    reader = image.store.open_blob(blob.blob_id, blob.compressed_size)
+    whole = WholeBlobDigest(reader) if _is_named_by_digest(blob, manifest) else None
+    try:
+        async with run_stream(image, _extents(image.metadata, blob), check_run) as results:
+            async for result in results:
+                report.bytes_read += len(result.data)
+                report.add(file, iter(result.faults))
+                bar.advance(len(result.data))
+                bar.note(f"{len(report.faults)} faults")
+                if report.is_full:
+                    return
+                if whole is not None:
+                    await whole.take(result.offset, result.data)
+        if whole is not None:
+            found = await whole.finish(_size_of(blob, manifest) or await reader.size())
+            if found != f"sha256:{blob.blob_id}":
+                wanted = f"sha256:{blob.blob_id} of the whole blob, found {found}"
+                report.add(file, iter([Fault("blob", 0, wanted)]))
+    except FormatError as error:
+        report.add(file, iter([Fault.of(error)]))
+    except ShortRead as error:
+        report.add(file, iter([Fault("blob", blob.data_end, f"all of its bytes: {error}")]))
+    finally:
+        with trio.CancelScope(shield=True):
+            await reader.aclose()
 
 
-def _extents(metadata: ImageMetadata, blobs: list[BlobEntry]) -> Iterator[ChunkRef]:
-    """The first chunk of each unit of decoding, blob by blob."""
-    for blob in blobs:
-        if blob.chunk_count:
-            meta = BlobMeta.open(metadata.blob_meta_path(blob.blob_id))
-            yield from (ChunkRef(blob.index, chunks[0], 0) for chunks in extents_of(meta))
+def _is_named_by_digest(blob: BlobEntry, manifest: ImageManifest | None) -> bool:
+    """Whether the blob's ID is the SHA-256 of its file.
+
+    Stores with manifests name every blob so. In a bare directory nydus-image leaves the array of digests
+    out of the hash of a blob with a table of contents.
+    """
+    return manifest is not None or not blob.features & BlobFeatures.HAS_TOC
+
+
+def _size_of(blob: BlobEntry, manifest: ImageManifest | None) -> int | None:
+    layers = manifest.layers if manifest is not None else ()
+    return next((layer.size_bytes for layer in layers if layer.hex == blob.blob_id), None)
+
+
+def _extents(metadata: ImageMetadata, blob: BlobEntry) -> Iterator[ChunkRef]:
+    """The first chunk of each unit of decoding."""
+    if blob.chunk_count:
+        meta = BlobMeta.open(metadata.blob_meta_path(blob.blob_id))
+        yield from (ChunkRef(blob.index, chunks[0], 0) for chunks in extents_of(meta))
 
 
 def check_run(run: Run, data: bytes) -> list[RunResult]:
@@ -192,7 +243,7 @@ def check_run(run: Run, data: bytes) -> list[RunResult]:
     for first in run.chunks:
         encoded = run.encoded(data, blob.meta.extent(first))
         faults += check_extent(blob.entry, blob.meta, blob.digests, blob.meta.batch_range(first), encoded)
-    return [RunResult(blob.entry.blob_id, run.length, tuple(faults))]
+    return [RunResult(run.offset, data, tuple(faults))]
 
 
 def _lines(report: CheckReport) -> Iterator[str]:
@@ -201,7 +252,8 @@ def _lines(report: CheckReport) -> Iterator[str]:
     if report.is_full:
         yield f"... stopped at {FAULTS_MAX} faults"
     if report.blobs_unread:
-        yield f"{report.blobs_unread} blobs are encrypted or parts of OCI layers: their chunks were not read"
+        why = "encrypted, parts of OCI layers, missing or faulty"
+        yield f"{report.blobs_unread} blobs are {why}: their chunks were not read"
     read = f", {format_size(report.bytes_read)} of chunks read" if report.deep else ""
     verdict = f"{len(report.faults)} faults" if report.faults else "no faults"
     yield f"{report.inodes} inodes, {report.chunks} chunks in {report.blobs} blobs{read}: {verdict}"

@@ -1,12 +1,15 @@
 """Verbs that make and read images, on layouts and directories: no registry, no mount."""
 
+import hashlib
 import io
 import json
 import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -226,7 +229,8 @@ def test_a_deep_check_names_the_broken_chunk(bare_image: Path, nydus: Nydus) -> 
     (blob,) = (bare_image / "blobs").iterdir()
     flip_bit(blob, 100)
     nydus("check", f"dir:{bare_image}")
-    (digest, checksum) = faults_of(nydus, "--deep", f"dir:{bare_image}")
+    digest, checksum, *whole = faults_of(nydus, "--deep", f"dir:{bare_image}")
+    assert [fault["expectation"] for fault in whole if "of the whole blob" in str(fault["expectation"])]
     assert digest["file"] == f"blob {blob.name}"
     assert str(digest["record"]).startswith("chunk 0 of blob")
     assert "digest" in str(digest["expectation"])
@@ -237,6 +241,85 @@ def test_a_check_names_record_and_offset_of_a_broken_bootstrap(bare_image: Path,
     flip_bit(bare_image / "image.boot", 1024)
     (fault,) = faults_of(nydus, f"dir:{bare_image}")
     assert (fault["file"], fault["record"], fault["offset_bytes"]) == ("bootstrap", "EROFS superblock", 1024)
+
+
+def layout_blobs(layout: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of a layout's blobs, and its only manifest."""
+    directory = Path(layout.removeprefix("oci:").removesuffix(":v1"))
+    (entry,) = json.loads((directory / "index.json").read_bytes())["manifests"]
+    blobs = directory / "blobs" / "sha256"
+    return blobs, json.loads((blobs / entry["digest"].removeprefix("sha256:")).read_bytes())
+
+
+def rewrite_config(layout: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """Gives the image another config, and a manifest that names it."""
+    blobs, manifest = layout_blobs(layout)
+    config = json.loads((blobs / manifest["config"]["digest"].removeprefix("sha256:")).read_bytes())
+    change(config)
+    manifest["config"] |= store_json(blobs, config)
+    index_path = blobs.parent.parent / "index.json"
+    index = json.loads(index_path.read_bytes())
+    index["manifests"][0] |= store_json(blobs, manifest)
+    index_path.write_text(json.dumps(index))
+
+
+def store_json(blobs: Path, document: object) -> dict[str, object]:
+    data = json.dumps(document).encode()
+    digest = hashlib.sha256(data).hexdigest()
+    (blobs / digest).write_bytes(data)
+    return {"digest": f"sha256:{digest}", "size": len(data)}
+
+
+def test_a_check_compares_the_config_with_its_digest(layout: str, nydus: Nydus) -> None:
+    blobs, manifest = layout_blobs(layout)
+    flip_bit(blobs / manifest["config"]["digest"].removeprefix("sha256:"), 20)
+    (fault,) = faults_of(nydus, layout)
+    assert fault["file"] == "config"
+    assert str(fault["expectation"]).startswith(f"digest {manifest['config']['digest']}, found sha256:")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_check_compares_diff_ids_with_the_layers(layout: str, nydus: Nydus, number: int) -> None:
+    wrong = "sha256:" + "0" * 64
+    rewrite_config(layout, lambda config: config["rootfs"]["diff_ids"].__setitem__(number, wrong))
+    (fault,) = faults_of(nydus, layout)
+    assert (fault["file"], fault["record"]) == ("config", f"diff ID {number}")
+    assert str(fault["expectation"]).endswith(f"found '{wrong}'")
+
+
+def test_a_check_counts_diff_ids(layout: str, nydus: Nydus) -> None:
+    rewrite_config(layout, lambda config: config["rootfs"]["diff_ids"].pop())
+    (fault,) = faults_of(nydus, layout)
+    assert fault["expectation"] == "2 diff IDs, one for each layer, found 1"
+
+
+def test_a_check_reads_the_chunk_table_at_the_end_of_a_blob(layout: str, nydus: Nydus) -> None:
+    blobs, manifest = layout_blobs(layout)
+    blob = blobs / manifest["layers"][0]["digest"].removeprefix("sha256:")
+    flip_bit(blob, blob.stat().st_size - 4096)
+    (fault,) = faults_of(nydus, layout)
+    assert fault["file"] == f"blob.meta of {blob.name}"
+    assert str(fault["record"]).startswith("chunk table at the end of blob")
+
+
+def test_a_deep_check_hashes_the_whole_blob(layout: str, nydus: Nydus) -> None:
+    """A byte that belongs to no record: the padding of the header."""
+    blobs, manifest = layout_blobs(layout)
+    blob = blobs / manifest["layers"][0]["digest"].removeprefix("sha256:")
+    flip_bit(blob, blob.stat().st_size - 100)
+    nydus("check", layout)
+    (fault,) = faults_of(nydus, "--deep", layout)
+    assert (fault["file"], fault["record"], fault["offset_bytes"]) == (f"blob {blob.name}", "blob", 0)
+    assert str(fault["expectation"]).startswith(f"sha256:{blob.name} of the whole blob, found sha256:")
+
+
+def test_a_deep_check_reads_blobs_of_a_faulty_image(layout: str, nydus: Nydus) -> None:
+    blobs, manifest = layout_blobs(layout)
+    rewrite_config(layout, lambda config: config["rootfs"]["diff_ids"].pop())
+    flip_bit(blobs / manifest["layers"][0]["digest"].removeprefix("sha256:"), 100)
+    files = [str(fault["file"]) for fault in faults_of(nydus, "--deep", layout)]
+    assert files[0] == "config"
+    assert set(files[1:]) == {f"blob {manifest['layers'][0]['digest'].removeprefix('sha256:')}"}
 
 
 def test_a_check_misses_a_truncated_blob(bare_image: Path, nydus: Nydus) -> None:

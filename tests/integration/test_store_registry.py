@@ -216,7 +216,7 @@ async def test_index_with_an_ordinary_image_beside(
         "layers": manifest["layers"][:1],
     }
     plain = await push_manifest(named(anonymous_registry, "store/index", "plain"), PLAIN_TYPE, document)
-    with pytest.raises(NotNydusImage, match="nydus-py convert"):
+    with pytest.raises(NotNydusImage, match="nydus-py build"):
         await fetch(named(anonymous_registry, "store/index", "plain"), tmp_path / "images")
     here = this_platform()
     platform = {"os": here.os, "architecture": here.architecture}

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from backend.contract import BackendError, BlobNotFound, BlobReader
 from backend.fileblob import FileBlobReader, NotABlobFile, store_blob
 from backend.local import NotAnImageDirectory
 from backend.manifest import Descriptor
+from backend.metadata_index import INDEX_NAME
 from backend.ocidigest import DigestMismatch, digest_of
 from backend.pieces import pump
 from backend.publishing import CannotWrite, DiskFull, publish_directory, staging_directory
@@ -27,6 +28,8 @@ from backend.store import (
     BlobOutcome,
     CannotPublish,
     ImageFiles,
+    ImageMetadata,
+    NoChunkTable,
     NoProgress,
     PublishResult,
     open_store,
@@ -89,6 +92,17 @@ async def test_blobs_that_are_there_do_not_travel(tmp_path: Path) -> None:
     assert (again.blobs_uploaded, again.blobs_skipped, again.bytes_uploaded) == (0, 2, 0)
 
 
+async def test_altered_blob_in_the_target_is_replaced(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "build")
+    await publish(image, tmp_path / "image")
+    stored = tmp_path / "image" / "blobs" / image.blobs[1].blob_id
+    with stored.open("r+b") as file:
+        file.write(b"other")
+    again = await publish(image, tmp_path / "image")
+    assert (again.blobs_uploaded, again.blobs_skipped) == (1, 1)
+    assert digest_of(stored.read_bytes()) == f"sha256:{stored.name}"
+
+
 async def test_blob_that_is_given_away_is_linked(tmp_path: Path) -> None:
     image = make_image(tmp_path / "build")
     await publish(
@@ -107,8 +121,62 @@ async def test_metadata_is_used_again(tmp_path: Path) -> None:
         inode = first.bootstrap_path.stat().st_ino
         assert await store.fetch_metadata(tmp_path / "images") == first
     assert first.bootstrap_path.stat().st_ino == inode
-    with pytest.raises(KeyError):
+    with pytest.raises(NoChunkTable, match=str(first.directory)):
         first.blob_meta_path("0" * 64)
+
+
+def _remove_a_table(directory: Path) -> None:
+    next(directory.glob("*.blob.meta")).unlink()
+
+
+def _truncate_a_table(directory: Path) -> None:
+    os.truncate(next(directory.glob("*.blob.meta")), 4096)
+
+
+def _alter_the_bootstrap(directory: Path) -> None:
+    with (directory / "image.boot").open("r+b") as file:
+        file.seek(4096)
+        file.write(b"other")
+
+
+def _empty_the_index(directory: Path) -> None:
+    os.truncate(directory / INDEX_NAME, 0)
+
+
+def _keep_the_bootstrap_alone(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.name != "image.boot":
+            path.unlink()
+
+
+@pytest.mark.logs_warning
+@pytest.mark.parametrize(
+    "damage",
+    [_remove_a_table, _truncate_a_table, _alter_the_bootstrap, _empty_the_index, _keep_the_bootstrap_alone],
+)
+async def test_damaged_metadata_is_fetched_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
+) -> None:
+    image = make_image(tmp_path / "build")
+    await publish(image, tmp_path / "image")
+    async with open_store(DirReference(tmp_path / "image")) as store:
+        first = await store.fetch_metadata(tmp_path / "images")
+        damage(first.directory)
+        results: list[ImageMetadata] = []
+
+        async def fetch() -> None:
+            results.append(await store.fetch_metadata(tmp_path / "images"))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(fetch)
+    assert results == [first] * 4
+    assert first.bootstrap_path.read_bytes() == image.bootstrap.read_bytes()
+    for blob in image.blobs:
+        assert first.blob_meta_path(blob.blob_id).read_bytes() == blob.meta.read_bytes()
+    (record,) = caplog.records
+    assert (record.levelname, str(first.directory) in record.getMessage()) == ("WARNING", True)
+    assert not leftovers(tmp_path)
 
 
 async def test_two_at_once_get_the_same(tmp_path: Path) -> None:

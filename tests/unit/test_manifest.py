@@ -155,7 +155,7 @@ def test_ordinary_image_is_named_with_the_way_out() -> None:
     layer = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": f"sha256:{A}", "size": 1}
     document = parsed(changed(layers=[layer, layer], artifactType=""))
     assert isinstance(document, ImageManifest)
-    with pytest.raises(NotNydusImage, match=r"an ordinary container image of 2 layers.*nydus-py convert"):
+    with pytest.raises(NotNydusImage, match=r"an ordinary container image of 2 layers.*nydus-py build"):
         nydus_layers(document, WHERE)
 
 

@@ -73,6 +73,17 @@ async def test_same_files_give_the_same_digest(tmp_path: Path) -> None:
     assert (await publish(image, tmp_path / "2", "v2")).digest == first.digest
 
 
+async def test_altered_blobs_and_manifest_in_the_layout_are_replaced(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "build")
+    result = await publish(image, tmp_path / "layout")
+    for path in (tmp_path / "layout" / "blobs" / "sha256").iterdir():
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    again = await publish(image, tmp_path / "layout")
+    assert (again.digest, again.blobs_uploaded) == (result.digest, 2)
+    for path in (tmp_path / "layout" / "blobs" / "sha256").iterdir():
+        assert digest_of(path.read_bytes()) == f"sha256:{path.name}"
+
+
 async def test_other_tags_stay_and_keep_what_others_wrote(tmp_path: Path) -> None:
     layout = tmp_path / "layout"
     await publish(make_image(tmp_path / "1"), layout, "v1")

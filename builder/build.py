@@ -1,15 +1,17 @@
 """One build: a source becomes a bootstrap and a data blob in a work directory."""
 
 import contextlib
+import errno
 import os
 import shutil
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from backend.publishing import DiskFull
 from backend.store import BlobFile, ImageFiles
 from builder.assembly import Assembly
 from builder.blob_writer import FinishedBlob
@@ -76,11 +78,13 @@ class Build:
         dictionaries: tuple[DictionaryImage, ...] = (),
         on_progress: ProgressCallback = lambda counters: None,
     ) -> None:
-        """Raises `BuildRunning` for a directory in use, `DictionaryMismatch` for an unfit dictionary."""
+        """Raises `BuildRunning` for a directory in use, `DictionaryMismatch` for an unfit dictionary,
+        `DiskFull` when the work directory has no room for their indexes.
+        """
         self._options = options
         self._patterns = PrefetchPatterns(options.prefetch)
         self._on_progress = on_progress
-        with contextlib.ExitStack() as stack:
+        with _reporting_full_disk(work_dir), contextlib.ExitStack() as stack:
             self._work = WorkDirectory(work_dir)
             stack.callback(self._work.close)
             self._dictionary = ChunkDictionary(dictionaries, options.chunk_size, options.digester, work_dir)
@@ -103,9 +107,12 @@ class Build:
         """Builds from a directory, a tar file, or `-` for a tar stream on standard input.
 
         Raises `SourceUnreadable`, `SourceChanged`, `InvalidArchive`, `XattrUnsupported`, `ImageTooLarge`,
-        `WorkerDied`, or `OSError` when the work directory is full.
+        `WorkerDied`, or `DiskFull` for the work directory.
         """
-        with Assembly(self._options, self._work, self._dictionary) as assembly:
+        with (
+            _reporting_full_disk(self._work.path),
+            Assembly(self._options, self._work, self._dictionary) as assembly,
+        ):
             with Crew(self._options) as crew:
                 load = self._load_directory if source.is_dir() else self._load_tar
                 tree = load(source, assembly, crew)
@@ -184,3 +191,18 @@ class Build:
         meta = self._work.path / f"{blob.entry.blob_id}.blob.meta"
         blob.meta.rename(meta)
         return BlobFile(blob.entry.blob_id, blob.entry.compressed_size, blob.path, meta, None)
+
+
+@contextlib.contextmanager
+def _reporting_full_disk(work_dir: Path) -> Iterator[None]:
+    """Raises `DiskFull` where a write to the work directory finds no space.
+
+    Other `OSError`s pass: they may be the source's. Reading never runs out of space, so these cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        why = f"{error.strerror} in the build's work directory (--work-dir gives it another place)"
+        raise DiskFull(where=work_dir, why=why) from error

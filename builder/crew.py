@@ -19,6 +19,8 @@ from rafs.errors import NydusError
 SLOT_SIZE_MIN = 4 << 20
 """Bytes of files that one task takes: enough to hide the cost of a message, little enough to keep memory low.
 """
+ARENA_SIZE_MAX = 96 << 20
+"""Bytes of the whole arena, which all workers share: with more of them, each has fewer slots in flight."""
 _OUTSTANDING = 2
 """Messages sent to a worker ahead of its answers, so that it never waits for the parent."""
 _START = "import sys; from builder.worker import main; main(sys.argv[1:])"
@@ -45,7 +47,8 @@ class _Member:
 class Crew:
     """Workers and their arena. A context manager; leaving it ends the processes whatever happened.
 
-    Tasks go to the least busy worker; compression goes before reading, because it frees slots.
+    Tasks go to the least busy worker; compression goes before reading, because it frees slots. There are
+    `options.threads` workers, but no more than slots: each task needs one.
     """
 
     options: BuildOptions
@@ -59,13 +62,16 @@ class Crew:
 
     def __enter__(self) -> Self:
         self.slot_size = max(SLOT_SIZE_MIN, self.options.chunk_size)
-        self.slot_count = 3 * self.options.threads + 2
+        # One slot is enough for progress: it is free again when its task is written, and nobody waits for a
+        # slot who has not submitted the one before. Two let the parent fill one meanwhile.
+        affordable = max(2, ARENA_SIZE_MAX // self.slot_size)
+        self.slot_count = min(3 * self.options.threads + 2, affordable)
         arena_fd = os.memfd_create("nydus-build-arena", os.MFD_CLOEXEC)
         try:
             os.ftruncate(arena_fd, self.slot_size * self.slot_count)
             self._mapping = mmap.mmap(arena_fd, self.slot_size * self.slot_count)
             self.arena = memoryview(self._mapping)
-            for _ in range(self.options.threads):
+            for _ in range(min(self.options.threads, self.slot_count)):
                 self._members.append(self._start(arena_fd))
         finally:
             os.close(arena_fd)

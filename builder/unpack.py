@@ -1,5 +1,6 @@
 """An image's tree written out again: the order of things, whatever they are written to."""
 
+import os
 import stat
 from collections.abc import AsyncIterator, Iterator
 from typing import ClassVar, Protocol
@@ -51,8 +52,8 @@ def content_refs(bootstrap: Bootstrap) -> Iterator[ChunkRef]:
 async def unpack(bootstrap: Bootstrap, chunks: AsyncIterator[bytes], target: UnpackTarget) -> None:
     """Writes the whole tree. `chunks` gives the decoded chunks of `content_refs`, one by one.
 
-    Raises what the iterator raises, `FormatError` for a broken tree, `CannotUnpack`, and `OSError`s of the
-    target.
+    Raises what the iterator raises, `FormatError` for a broken tree, `CannotUnpack` (also for a file whose
+    chunks are not exactly as long as it is), and `OSError`s of the target.
     """
     for path, inode, link_target in _entries(bootstrap):
         if link_target is not None:
@@ -66,12 +67,12 @@ async def unpack(bootstrap: Bootstrap, chunks: AsyncIterator[bytes], target: Unp
         left = inode.size
         for _ in range(bootstrap.chunk_count_of(inode)):
             chunk = await anext(chunks)
-            target.write(chunk[:left])
             left -= len(chunk)
+            if left < 0:
+                raise CannotUnpack(path=os.fsdecode(path), why=f"its chunks are {-left} bytes too long")
+            target.write(chunk)
         if left > 0:
-            raise CannotUnpack(
-                path=path.decode("utf-8", "replace"), why=f"its chunks are {left} bytes too short"
-            )
+            raise CannotUnpack(path=os.fsdecode(path), why=f"its chunks are {left} bytes too short")
         target.end_file()
 
 

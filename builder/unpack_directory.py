@@ -2,14 +2,15 @@
 
 import errno
 import os
-import shutil
 import stat
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from backend.publishing import DiskFull, sync_path
 from builder.unpack import CannotUnpack
+from builder.unpack_staging import UnpackStaging
+from rafs.errors import NydusError
 from rafs.inode import Inode
 from rafs.superblock import CHUNK_SIZE_MAX
 
@@ -17,10 +18,11 @@ _ZEROS = bytes(CHUNK_SIZE_MAX)
 
 
 class DirectoryTarget:
-    """Writes a tree beside `directory` and renames it there at the end.
+    """Writes a tree beside `directory` and renames it there at the end, when it is durable.
 
-    A context manager: leaving it with an error removes what was written. Owners are set when running as root,
-    like tar does; zero chunks become holes.
+    A context manager: leaving it with an error removes what was written; what a killed process left is
+    removed by the next one that unpacks to the same parent directory. Raises `DiskFull` and `CannotUnpack`.
+    Owners are set when running as root, like tar does; zero chunks become holes.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -41,10 +43,10 @@ class DirectoryTarget:
 
     def __enter__(self) -> Self:
         try:
-            name = tempfile.mkdtemp(prefix=".unpack.", suffix=".partial", dir=self._final.parent)
+            self._place = UnpackStaging(self._final.parent)
         except OSError as error:
-            raise CannotUnpack(path=self._final, why=error.strerror) from error
-        self._staging = os.fsencode(name)
+            raise self._failure(b"", error) from error
+        self._staging = os.fsencode(self._place.path)
         return self
 
     def __exit__(
@@ -53,17 +55,22 @@ class DirectoryTarget:
         if self._file is not None:
             os.close(self._file[0])
             self._file = None
-        if error is not None:
-            shutil.rmtree(self._staging, ignore_errors=True)
-            return
+        with self._place:  # removes what is still there
+            if error is None:
+                self._publish()
+
+    def _publish(self) -> None:
         try:
-            self._finish_directories()
+            for target, inode, xattrs in reversed(self._directories):
+                if target == self._staging + b"/":
+                    # The last one: its mode may keep others from seeing that it is in use.
+                    self._place.sync_file_system()
+                self._set_metadata(target, inode, xattrs)
+            self._place.sync()
             os.rename(self._staging, self._final)
-        except BaseException as failure:
-            shutil.rmtree(self._staging, ignore_errors=True)
-            if isinstance(failure, OSError):
-                raise CannotUnpack(path=self._final, why=failure.strerror) from failure
-            raise
+            sync_path(self._final.parent)
+        except OSError as error:
+            raise self._failure(b"", error) from error
 
     def add(self, path: bytes, inode: Inode, xattrs: dict[bytes, bytes], symlink: bytes) -> None:
         """Creates it; a directory gets its final mode and time when all is written."""
@@ -151,11 +158,10 @@ class DirectoryTarget:
             if self._is_root or error.errno != errno.EPERM:
                 raise
 
-    def _finish_directories(self) -> None:
-        for target, inode, xattrs in reversed(self._directories):
-            self._set_metadata(target, inode, xattrs)
-
-    @staticmethod
-    def _failure(path: bytes, error: OSError | ValueError) -> CannotUnpack:
-        why = error.strerror if isinstance(error, OSError) else None
-        return CannotUnpack(path=os.fsdecode(path), why=why or str(error))
+    def _failure(self, path: bytes, error: OSError | ValueError) -> NydusError:
+        """What to raise for `path` of the image; it lies in the target's directory for the user."""
+        if not isinstance(error, OSError):
+            return CannotUnpack(path=os.fsdecode(path), why=str(error))
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DiskFull(where=f"{self._final}{os.fsdecode(path)}", why=error.strerror)
+        return CannotUnpack(path=os.fsdecode(path) or self._final, why=error.strerror or str(error))

@@ -7,6 +7,7 @@ import trio
 import typer
 
 from rafs.errors import NydusError
+from rafs.record import FormatError
 from tools.chunk_stream import chunk_stream
 from tools.image import open_image
 from tools.output import write_bytes
@@ -38,8 +39,17 @@ async def _cat(reference: str, path: str, settings: Settings) -> None:
         inode = image.bootstrap.resolve(os.fsencode(path))
         if not inode.is_file:
             raise NotAFile(path=path)
-        remaining = inode.size
+        position = 0
         async with chunk_stream(image, image.bootstrap.chunk_refs(inode)) as chunks:
             async for chunk in chunks:
-                await trio.to_thread.run_sync(write_bytes, chunk[:remaining])
-                remaining -= len(chunk)
+                if position + len(chunk) > inode.size:
+                    raise _wrong_size(path, position, "its chunks go on", inode.size)
+                await trio.to_thread.run_sync(write_bytes, chunk)
+                position += len(chunk)
+        if position != inode.size:
+            raise _wrong_size(path, position, "its chunks end here", inode.size)
+
+
+def _wrong_size(path: str, position: int, what: str, size: int) -> FormatError:
+    """For a file whose chunks are not exactly as long as it is; sizes in bytes."""
+    return FormatError(f"content of {path}", position, f"{what}, but the file has {size} bytes")

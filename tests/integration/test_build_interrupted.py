@@ -14,10 +14,12 @@ from pathlib import Path
 import blake3
 import pytest
 
+from backend.publishing import DiskFull
 from builder.build import Build
 from builder.journal import BuildRunning
 from builder.pipeline import PipelineCounters
 from tests.builder_support import build, image_bytes, options, put, read_image, read_tree
+from tests.integration.cli_machine import Machine
 
 FILES = 40
 CHUNK = 1 << 16
@@ -203,9 +205,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.needs_root
 def test_a_full_disk(tmp_path: Path, source: Path, small_disk: Path) -> None:
-    with pytest.raises(OSError, match="No space left") as caught:
+    with pytest.raises(DiskFull, match=r"disk/work: cannot write: No space left.*--work-dir"):
         build(source, small_disk / "work", OPTIONS)
-    assert caught.value.errno == errno.ENOSPC
     assert not (small_disk / "work" / "image.boot").exists()
     assert [path.name for path in small_disk.iterdir()] == ["work"]
 
@@ -217,7 +218,34 @@ def test_a_disk_that_fills_up_at_the_bootstrap(tmp_path: Path, small_disk: Path)
     for number in range(2000):
         os.symlink(b"x" * 4000, tmp_path / "src" / f"{number:06}")
     put(small_disk, b"filler", bytes(2 << 20))
-    with pytest.raises(OSError, match="No space left") as caught:
+    with pytest.raises(DiskFull, match=r"disk/work: cannot write: No space left.*--work-dir"):
         build(tmp_path / "src", small_disk / "work")
-    assert caught.value.errno == errno.ENOSPC
     shutil.rmtree(small_disk / "work")
+
+
+@pytest.mark.needs_root
+def test_a_full_disk_is_one_line(tmp_path: Path, source: Path, small_disk: Path) -> None:
+    machine = Machine(tmp_path)
+    place = small_disk / "work"
+    code, line = machine.failure("build", source, f"dir:{tmp_path / 'image'}", "--work-dir", place)
+    assert code == DiskFull.exit_code
+    assert line.startswith(f"nydus-py: {place}: cannot write: No space left on device")
+    assert "--work-dir" in line
+
+
+def test_an_error_of_the_source_is_not_the_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard input that breaks while it is copied to the work directory."""
+    cause = OSError(errno.EIO, "Input/output error")
+
+    def fail(*_: object) -> None:
+        raise cause
+
+    monkeypatch.setattr(shutil, "copyfileobj", fail)
+    os.mkfifo(tmp_path / "pipe")
+    writer = os.open(tmp_path / "pipe", os.O_RDWR)
+    try:
+        with pytest.raises(OSError, match="Input/output") as caught:
+            build(tmp_path / "pipe", tmp_path / "work", options(prefetch=("/",)))
+    finally:
+        os.close(writer)
+    assert caught.value is cause

@@ -1,19 +1,24 @@
 """Unpacking gives the source back, and nothing where it fails."""
 
+import contextlib
 import io
 import itertools
 import os
+import signal
 import stat
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
+from backend.publishing import DiskFull
 from builder.build import BuiltImage
 from builder.unpack import CannotUnpack, UnpackTarget, content_refs, unpack
 from builder.unpack_directory import DirectoryTarget
+from builder.unpack_staging import UnpackStaging
 from builder.unpack_tar import TarTarget
 from rafs.bootstrap import Bootstrap
 from rafs.record import FormatError
@@ -160,6 +165,115 @@ async def test_chunks_too_short_for_the_file(tmp_path: Path, plain: BuiltImage) 
     ):
         await unpack(reader.bootstrap, short, target)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["directory", "tar"])
+async def test_chunks_too_long_for_the_file(tmp_path: Path, plain: BuiltImage, kind: str) -> None:
+    reader = ImageReader.open(plain)
+    long = Chunks(chunk + b"+" for chunk in _contents(reader))
+    with contextlib.ExitStack() as stack:
+        target: UnpackTarget = TarTarget(io.BytesIO())
+        stack.enter_context(pytest.raises(CannotUnpack, match="chunks are 1 bytes too long"))
+        if kind == "directory":
+            target = stack.enter_context(DirectoryTarget(tmp_path / "out" / "put"))
+        await unpack(reader.bootstrap, long, target)
+    assert list(tmp_path.glob("out/*")) == []
+
+
+# Begins to unpack, says so and waits to be killed.
+_HANGING_UNPACK = """
+import sys
+from pathlib import Path
+from builder.unpack_directory import DirectoryTarget
+
+with DirectoryTarget(Path(sys.argv[1])) as target:
+    (staging,) = Path(sys.argv[1]).parent.iterdir()
+    for closed in ("inside", "inside/closed"):
+        (staging / closed).mkdir()
+    (staging / "inside" / "closed" / "file").write_bytes(b"half")
+    (staging / "inside" / "closed").chmod(0)
+    print(flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def _hanging_unpack(target: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", _HANGING_UNPACK, str(target)]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, cwd=Path(__file__).parents[2]) as process:
+        assert process.stdout is not None
+        try:
+            process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
+async def test_the_next_one_removes_what_a_killed_one_left(
+    tmp_path: Path, plain: BuiltImage, signal_number: signal.Signals
+) -> None:
+    with _hanging_unpack(tmp_path / "new" / "dead") as process:
+        process.send_signal(signal_number)
+        process.wait()
+    (tmp_path / "new" / ".staging-of-somebody-else").mkdir()
+    assert len(list((tmp_path / "new").iterdir())) == 2
+    with DirectoryTarget(tmp_path / "new" / "out") as target:
+        await _unpack(ImageReader.open(plain), target)
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"out", ".staging-of-somebody-else"}
+
+
+async def test_what_another_one_is_writing_stays(tmp_path: Path, plain: BuiltImage) -> None:
+    with _hanging_unpack(tmp_path / "new" / "other") as process:
+        with DirectoryTarget(tmp_path / "new" / "out") as target:
+            await _unpack(ImageReader.open(plain), target)
+        assert len(list((tmp_path / "new").iterdir())) == 2
+        process.communicate("\n")
+        assert process.returncode == 0
+    assert (tmp_path / "new" / "other" / "inside").is_dir()
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"out", "other"}
+
+
+async def test_a_tree_is_durable_before_it_has_its_name(
+    tmp_path: Path, plain: BuiltImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = []
+    syncfs, rename, fsync = UnpackStaging.sync_file_system, os.rename, os.fsync
+
+    def note_syncfs(staging: UnpackStaging) -> None:
+        events.append("syncfs")
+        syncfs(staging)
+
+    def note_rename(source: bytes, final: Path) -> None:
+        events.append("rename")
+        rename(source, final)
+
+    def note_fsync(fd: int) -> None:
+        events.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{fd}')).name.partition('-')[0]}")
+        fsync(fd)
+
+    monkeypatch.setattr(UnpackStaging, "sync_file_system", note_syncfs)
+    monkeypatch.setattr(os, "rename", note_rename)
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    with DirectoryTarget(tmp_path / "new" / "out") as target:
+        await _unpack(ImageReader.open(plain), target)
+    assert events == ["syncfs", "fsync .nydus", "rename", "fsync new"]
+
+
+@pytest.mark.needs_root
+async def test_a_full_disk_is_one_line_with_its_place(tmp_path: Path, plain: BuiltImage) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], check=True)
+    try:
+        with (
+            pytest.raises(DiskFull, match=r"disk/out/.*: cannot write: No space left"),
+            DirectoryTarget(disk / "out") as target,
+        ):
+            await _unpack(ImageReader.open(plain), target)
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 # --- tar streams

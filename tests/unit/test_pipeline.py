@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from builder.build import Build
-from builder.crew import Crew, WorkerDied
+from builder.crew import ARENA_SIZE_MAX, Crew, WorkerDied
 from builder.pipeline import PIECES_MAX, PipelineCounters
 from builder.worker import SourceChanged, SourceUnreadable
 from rafs.blob_table import BlobFeatures
@@ -101,6 +101,32 @@ def test_sizes_around_a_slot(tmp_path: Path) -> None:
         put(tmp_path / "src", b"%d" % number, (_numbered(1, 8) * (size // 8 + 1))[:size])
     built = build(tmp_path / "src", tmp_path / "work", options(threads=2))
     assert read_image(built) == read_tree(tmp_path / "src")
+
+
+@pytest.mark.parametrize("chunk_size", [4096, 1 << 20, 16 << 20])
+@pytest.mark.parametrize("threads", [1, 2, 8, 33])
+def test_the_arena_does_not_grow_with_the_cores(chunk_size: int, threads: int) -> None:
+    with Crew(options(chunk_size=chunk_size, threads=threads)) as crew:
+        assert len(crew.arena) == crew.slot_count * crew.slot_size <= ARENA_SIZE_MAX
+        assert 2 <= crew.slot_count <= 3 * threads + 2
+
+
+@pytest.mark.parametrize("arena_size", [0, ARENA_SIZE_MAX])
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_the_largest_chunks_go_through_few_slots(
+    tmp_path: Path, threads: int, arena_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no arena to speak of there are two slots, whatever the number of workers."""
+    monkeypatch.setattr("builder.crew.ARENA_SIZE_MAX", arena_size)
+    source = tmp_path / "src"
+    for number in range(5):
+        with put(source, b"large-%d" % number, b"%d" % number).open("r+b") as file:
+            file.truncate((16 << 20) * (number % 3) + 5)
+    put(source, b"small", b"x")
+    chosen = options(chunk_size=16 << 20, batch_size=1 << 20, threads=threads)
+    built = build(source, tmp_path / "work", chosen)
+    assert built.statistics.files == 6
+    assert read_image(built) == read_tree(source)
 
 
 def test_progress_only_grows_and_ends_at_the_whole(tmp_path: Path) -> None:

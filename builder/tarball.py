@@ -114,8 +114,9 @@ class TarSource:
                     _feed(pipeline, archive, member, self.name)
             return tree.table(), []
         self._keep_stream()
-        for _, _, member in self._members():
+        for archive, _, member in self._members():
             tree.add(member)
+            _skip(archive, member, self.name)
         table = tree.table()
         hot = patterns.select(table)
         is_hot = bytearray(len(table))
@@ -128,6 +129,8 @@ class TarSource:
                     first_address = _feed(pipeline, archive, member, self.name)
                     if row:
                         table.chunk_start[row] = first_address
+                else:
+                    _skip(archive, member, self.name)
         self.spool.unlink(missing_ok=True)
         return table, hot
 
@@ -249,6 +252,20 @@ def _feed(pipeline: ChunkPipeline, archive: tarfile.TarFile, member: tarfile.Tar
                 archive=name, why=f"it ends inside {member.name!r} at byte {offset + filled}"
             )
     return first_address
+
+
+def _skip(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> None:
+    """Reads over a member's content. Left to itself, tarfile goes on for as long as the header promises,
+    also when the archive has ended.
+    """
+    stream = cast("BinaryIO", archive.fileobj)
+    while (left := archive.offset - stream.tell()) > 0:
+        try:
+            data = stream.read(min(left, _READ_AHEAD))
+        except _BROKEN as error:
+            raise InvalidArchive(archive=name, why=f"{member.name!r} cannot be read ({error})") from error
+        if not data:
+            raise InvalidArchive(archive=name, why=f"it ends inside {member.name!r}")
 
 
 def _read_into(content: IO[bytes], view: memoryview) -> int:

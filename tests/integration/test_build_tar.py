@@ -321,6 +321,14 @@ def test_members_that_cannot_be(tmp_path: Path, fields: dict[str, object], why: 
         build(tmp_path / "bad.tar", tmp_path / "work")
 
 
+def test_a_size_past_the_end_does_not_spin_in_the_pass_for_names(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("huge")
+    member.size = 1 << 60
+    (tmp_path / "bad.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(10_240))
+    with pytest.raises(InvalidArchive, match=r"'huge' cannot be read|ends inside 'huge'"):
+        build(tmp_path / "bad.tar", tmp_path / "work", options(prefetch=("/x",)))
+
+
 def test_an_extended_header_of_gigabytes_is_not_read(tmp_path: Path) -> None:
     member = tarfile.TarInfo("x")
     member.type, member.size = tarfile.XHDTYPE, 1 << 40

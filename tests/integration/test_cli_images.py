@@ -369,7 +369,7 @@ def test_unpack_that_fails_leaves_nothing(tmp_path: Path, bare_image: Path, nydu
     code, _ = nydus.failure("unpack", f"dir:{bare_image}", tmp_path / "unpacked")
     assert code == WrongChunk.exit_code
     assert not (tmp_path / "unpacked").exists()
-    assert list(tmp_path.glob(".unpacked*")) == []
+    assert list(tmp_path.glob(".nydus-py-unpack-*")) == []
 
 
 def test_what_cannot_be_shown_is_one_line(tmp_path: Path, layout: str, nydus: Nydus) -> None:

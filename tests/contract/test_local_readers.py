@@ -11,12 +11,12 @@ from backend.fileblob import FileBlobReader
 from backend.ocidigest import digest_of
 from backend.reference import DirReference, LayoutReference, Reference
 from backend.store import open_store
-from tests.contract.blob_reader_suite import BlobReaderContract
+from tests.contract.blob_reader_suite import MissingBlobContract
 
 ABSENT_ID = "0" * 64
 
 
-class TestFileReader(BlobReaderContract):
+class TestFileReader(MissingBlobContract):
     @asynccontextmanager
     async def open_reader(self, content: bytes, tmp_path: Path) -> AsyncIterator[BlobReader]:
         (tmp_path / "blob").write_bytes(content)
@@ -31,7 +31,7 @@ class TestFileReader(BlobReaderContract):
         await reader.aclose()
 
 
-class _StoredBlob(BlobReaderContract):
+class _StoredBlob(MissingBlobContract):
     """A blob of an image store on disk; `blobs` is where the store keeps them below its directory."""
 
     blobs: str

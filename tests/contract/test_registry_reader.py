@@ -9,7 +9,7 @@ from backend.credentials import NoCredentials
 from backend.ocidigest import digest_of
 from backend.reference import RegistryReference
 from backend.registry import RegistryClient, RegistryOptions
-from tests.contract.blob_reader_suite import BlobReaderContract
+from tests.contract.blob_reader_suite import MissingBlobContract
 from tests.contract.fault_server import Asked, FaultServer, Reply, fault_server, ranged
 
 OPTIONS = RegistryOptions(plain_http=True, credentials=NoCredentials())
@@ -21,7 +21,7 @@ async def opened(server: FaultServer, digest: str, size_bytes: int | None) -> As
         yield client.open_blob(digest, size_bytes)
 
 
-class RegistryReaderContract(BlobReaderContract):
+class RegistryReaderContract(MissingBlobContract):
     @asynccontextmanager
     async def open_absent(self, tmp_path: Path) -> AsyncIterator[BlobReader]:
         digest = digest_of(b"absent")

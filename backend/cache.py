@@ -10,7 +10,6 @@ Concurrency: `store` runs in worker threads and touches the file only. Everythin
 hold `_flush_lock` meanwhile. Nobody may keep "chunk n is ready" across a checkpoint: chunks may be forgotten.
 """
 
-import errno
 import fcntl
 import logging
 import mmap
@@ -32,7 +31,6 @@ log = logging.getLogger(__name__)
 
 OVERFLOW_BYTES = 32 << 20
 """Decoded bytes of one blob that are kept in memory while the disk takes no more."""
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CacheUnusable(NydusError):

@@ -5,9 +5,15 @@ the moment its bytes are written: this process uses it at once. It is *marked* i
 processes and the next start, by a flush, after its bytes have been made durable; so whatever instant a
 process dies at, every marked chunk is whole.
 
+The kernel's EROFS may have the same file as a device, watched by fanotify (fuse/erofs). Then what is done
+through a descriptor that was opened after the mark raises events. So an agent opens a file once, before it is
+marked, and hands its descriptors on; `CachedBlob` does everything through the one it was given.
+
 Concurrency: `store` runs in worker threads and touches the file only. Everything else that changes presence
 (`add`, `flush`, `forget`) belongs to the trio thread; `flush` and `forget` hand the slow part to a thread and
 hold `_flush_lock` meanwhile. Nobody may keep "chunk n is ready" across a checkpoint: chunks may be forgotten.
+Another thread may look with `is_ready`, read through `descriptor`, and trust what it has read when `epoch` is
+still what it was before the look.
 """
 
 import fcntl
@@ -15,11 +21,11 @@ import logging
 import mmap
 import os
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import trio
 
@@ -55,10 +61,14 @@ class CachedBlob:
     def __init__(self, shape: BlobShape, file_descriptor: int, chunk_map: ChunkMap) -> None:
         """Takes over `file_descriptor` and `chunk_map`."""
         self.shape = shape
+        self.epoch = 0
+        """Grows whenever chunks are forgotten."""
+        self.on_flush: list[Callable[[], None]] = []
+        """Called in the trio thread after each flush: the blob may be complete now."""
         self._fd = file_descriptor
         self._map = chunk_map
-        self._mapping = mmap.mmap(file_descriptor, shape.size_bytes, prot=mmap.PROT_READ)
-        self._view = memoryview(self._mapping)
+        self._mapping: mmap.mmap | None = None
+        self._view = memoryview(b"")
         # Ready, not yet marked: chunk -> bytes written.
         self._unmarked: dict[int, int] = {}
         self._unmarked_bytes = 0
@@ -72,8 +82,41 @@ class CachedBlob:
         """Whether the decoded bytes of chunk `index` are in the file now."""
         return index in self._map or index in self._unmarked
 
+    def is_complete(self) -> bool:
+        """Whether every chunk is marked: the file is whole on the disk."""
+        return self._map.is_complete()
+
+    @property
+    def descriptor(self) -> int:
+        """The data file; not to be closed, nor to be read where chunks are not ready."""
+        return self._fd
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """Data file and chunk map, for a successor of this process (`adopt`)."""
+        return self._fd, self._map.descriptor
+
+    @classmethod
+    def adopt(cls, shape: BlobShape, data_fd: int, map_fd: int) -> Self:
+        """Takes over the descriptors of another process's `CachedBlob`. Raises `FormatError`, `OSError`."""
+        return cls(shape, data_fd, ChunkMap(map_fd, shape.chunk_count))
+
+    def read(self, offset: int, size: int) -> memoryview:
+        """A copy of bytes of the decoded file; raises `CacheUnusable` when somebody has shortened it."""
+        data = os.pread(self._fd, size, offset)
+        if len(data) != size:
+            raise CacheUnusable(path=self.shape.blob_id[:12], why="its file was shortened from outside")
+        return memoryview(data)
+
     def view(self, offset: int, size: int) -> memoryview:
         """Bytes of the decoded file, not copied. They mean something only where chunks are ready."""
+        if self._mapping is None:
+            try:
+                self._mapping = mmap.mmap(self._fd, self.shape.size_bytes, prot=mmap.PROT_READ)
+            except OSError:
+                # An agent watches the file and does not let others map all of it (fuse/erofs/events.py).
+                return self.read(offset, size)
+            self._view = memoryview(self._mapping)
         return self._view[offset : offset + size]
 
     def store(self, offset: int, data: bytes | memoryview) -> None:
@@ -140,10 +183,13 @@ class CachedBlob:
             for index, size in batch.items():
                 if self._unmarked.pop(index, None) is not None:
                     self._unmarked_bytes -= size
+        for told in self.on_flush:
+            told()
 
     async def forget(self, indexes: Collection[int]) -> None:
         """Makes chunks absent, in this process and in others. Their bytes stay in the file, unused."""
         async with self._flush_lock:
+            self.epoch += 1
             for index in indexes:
                 self._unmarked_bytes -= self._unmarked.pop(index, 0)
                 self._drop_overflow(index)
@@ -155,8 +201,9 @@ class CachedBlob:
             return
         self._closed = True
         self._view.release()
-        with suppress(BufferError):  # somebody's traceback holds a view: the mapping goes with it
-            self._mapping.close()
+        if self._mapping is not None:
+            with suppress(BufferError):  # somebody's traceback holds a view: the mapping goes with it
+                self._mapping.close()
         self._map.close()
         os.close(self._fd)
 

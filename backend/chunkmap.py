@@ -104,6 +104,11 @@ class ChunkMap:
             os.close(fd)
             raise
 
+    @property
+    def descriptor(self) -> int:
+        """The file, for a successor of this process."""
+        return self._fd
+
     def close(self) -> None:
         """Unmaps the file. Twice is harmless."""
         if not self._bits.closed:

@@ -9,6 +9,7 @@ is no checkpoint, nor between making an extent's chunks ready and landing its fl
 landing their flights, whatever happens, also when the pool is closed.
 """
 
+import functools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
@@ -26,6 +27,7 @@ from backend.readahead import Readahead, Stream
 from backend.singleflight import Flight, FlightTable
 from rafs.blob_table import BlobEntry
 from rafs.blobmeta import BlobMeta
+from rafs.decoded_map import DecodedMap
 from rafs.errors import NydusError
 
 log = logging.getLogger(__name__)
@@ -91,6 +93,15 @@ class ChunkFetcher:
     def chunk_count(self) -> int:
         """Number of chunks of the blob."""
         return self._extents.chunk_count
+
+    @functools.cached_property
+    def decoded_map(self) -> DecodedMap:
+        """Finds chunks by their place in the decoded file."""
+        return DecodedMap(self._meta)
+
+    def can_verify(self, index: int) -> bool:
+        """Whether this image names the chunk; others are neighbours in a blob of another image."""
+        return self._decoder.can_verify(index)
 
     def span_of(self, index: int) -> tuple[int, int]:
         """Where chunk `index` starts in the decoded file, and its size, in bytes."""

@@ -4,7 +4,6 @@ Concurrency: one task plans, and at most `SPANS_AT_ONCE` spans are on their way.
 over the bootstrap; there is a checkpoint after each file, because an image may have a million.
 """
 
-import enum
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from backend.fetch import ChunkFetcher
+from backend.prefetch_mode import PrefetchMode
 from backend.priority import FetchClass
 from rafs.bootstrap import Bootstrap
 from rafs.errors import NydusError
@@ -22,14 +22,6 @@ log = logging.getLogger(__name__)
 SPAN_CHUNKS = 512
 SPAN_DECODED_BYTES = 16 << 20
 SPANS_AT_ONCE = 2
-
-
-class PrefetchMode(enum.StrEnum):
-    """What is fetched without being asked for."""
-
-    NONE = "none"
-    HINTS = "hints"
-    ALL = "all"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ The spelling is skopeo's: `HOST[:PORT]/REPOSITORY[:TAG|@DIGEST]`, `oci:DIR[:TAG]
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -94,6 +94,14 @@ def parse_reference(text: str) -> Reference:
             raise InvalidReference(text=text, why="no directory after 'dir:'")
         return DirReference(Path(rest))
     return _registry(text, text.removeprefix("docker://"))
+
+
+def absolute_reference(text: str) -> Reference:
+    """The parsed reference, its directory absolute; raises `InvalidReference`."""
+    reference = parse_reference(text)
+    if isinstance(reference, RegistryReference):
+        return reference
+    return replace(reference, directory=reference.directory.absolute())
 
 
 def is_tag(text: str) -> bool:

@@ -8,10 +8,11 @@ later the chunks may be gone.
 import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import trio
 
+from backend.cache import CachedBlob
 from backend.fetch import ChunkFetcher, FetchFailed
 from fuse.inodetable import Attributes, Directory, InodeAccess
 from rafs.bootstrap import Bootstrap
@@ -50,6 +51,21 @@ class ChunkPlace:
     offset: int
 
 
+class ReadySpan(NamedTuple):
+    """A range of a cache file whose chunks are ready: its start, and the first and last of its chunks."""
+
+    fetcher: ChunkFetcher
+    first_chunk: int
+    last_chunk: int
+    start: int
+
+    def note_read(self) -> None:
+        """Counts a hit, and tells readahead. In the trio thread only."""
+        self.fetcher.hits += 1
+        if self.fetcher.readahead.markers:
+            self.fetcher.touch(self.first_chunk, self.last_chunk)
+
+
 class OpenFile:
     """A regular file that is being read, and the chunk addresses looked up so far."""
 
@@ -78,9 +94,18 @@ class ImageFilesystem:
     """
 
     def __init__(
-        self, bootstrap: Bootstrap, fetchers: Mapping[int, ChunkFetcher], read_timeout_s: float = 60.0
+        self,
+        bootstrap: Bootstrap,
+        fetchers: Mapping[int, ChunkFetcher],
+        read_timeout_s: float = 60.0,
+        *,
+        maps_files: bool = True,
     ) -> None:
-        """`fetchers` by blob index; a blob without chunks needs none."""
+        """`fetchers` by blob index; a blob without chunks needs none.
+
+        With `maps_files` reads give views of mapped cache files, else copies of their own.
+        """
+        self._bytes_of = CachedBlob.view if maps_files else CachedBlob.read
         self.inodes = InodeAccess(bootstrap)
         self.has_xattrs = bool(bootstrap.extended.flags & RafsFlags.HAS_XATTR)
         self._bootstrap = bootstrap
@@ -124,6 +149,26 @@ class ImageFilesystem:
         """A regular file to read; needs no closing."""
         return OpenFile(self._inode(ino, "file"))
 
+    def ready_span(self, file: OpenFile, offset: int, end: int) -> ReadySpan | None:
+        """Where bytes `offset` to `end` (in the file, not empty) lie in one cache file, in one piece.
+
+        None when some are not here yet, or lie in several pieces. Safe for any thread, see `CachedBlob`.
+        """
+        first, last = offset >> self._chunk_shift, (end - 1) >> self._chunk_shift
+        place = file.places.get(first) or self._place(file, first)
+        fetcher, chunk = place.fetcher, place.chunk
+        if not fetcher.cached.is_ready(chunk):
+            return None
+        for index in range(first + 1, last + 1):
+            following = file.places.get(index) or self._place(file, index)
+            distance = (index - first) << self._chunk_shift
+            if following.fetcher is not fetcher or following.offset - place.offset != distance:
+                return None
+            if not fetcher.cached.is_ready(following.chunk):
+                return None
+        start = place.offset + offset - (first << self._chunk_shift)
+        return ReadySpan(fetcher, chunk, chunk + last - first, start)
+
     def read_ready(self, file: OpenFile, offset: int, size: int) -> Buffer | None:
         """The bytes from `offset` on (fewer at the end of the file), or None when some are not here yet.
 
@@ -132,23 +177,11 @@ class ImageFilesystem:
         end = min(offset + size, file.size)
         if offset >= end:
             return b""
-        first, last = offset >> self._chunk_shift, (end - 1) >> self._chunk_shift
-        place = file.places.get(first) or self._place(file, first)
-        fetcher, chunk = place.fetcher, place.chunk
-        if not fetcher.cached.is_ready(chunk):
-            return None
-        start = place.offset + offset - (first << self._chunk_shift)
-        for index in range(first + 1, last + 1):
-            following = file.places.get(index) or self._place(file, index)
-            distance = (index - first) << self._chunk_shift
-            if following.fetcher is not fetcher or following.offset - place.offset != distance:
-                return self._join_ready(file, offset, end)
-            if not fetcher.cached.is_ready(following.chunk):
-                return None
-        fetcher.hits += 1
-        if fetcher.readahead.markers:
-            fetcher.touch(chunk, chunk + last - first)
-        return fetcher.cached.view(start, end - offset)
+        span = self.ready_span(file, offset, end)
+        if span is None:
+            return self._join_ready(file, offset, end)
+        span.note_read()
+        return self._bytes_of(span.fetcher.cached, span.start, end - offset)
 
     async def read(self, file: OpenFile, offset: int, size: int) -> Buffer:
         """The bytes from `offset` on, fetched when they are not here.
@@ -195,7 +228,7 @@ class ImageFilesystem:
             skip = offset - (index << self._chunk_shift)
             length = min(end - offset, self._chunk_size - skip)
             if place.fetcher.cached.is_ready(place.chunk):
-                parts.append(place.fetcher.cached.view(place.offset + skip, length))
+                parts.append(self._bytes_of(place.fetcher.cached, place.offset + skip, length))
             elif (kept := unstored.get((place.fetcher, place.chunk))) is not None:
                 parts.append(kept[skip : skip + length])
             else:

@@ -7,14 +7,13 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from fuse.mount_table import find_mount
 from rafs.errors import NydusError
 
 FUSE_DEVICE = Path("/dev/fuse")
-FILESYSTEM_TYPE = "fuse.nydus-py"
 MNT_DETACH = 2
 
 
@@ -97,41 +96,6 @@ class UnmountFailed(NydusError):
     exit_code: ClassVar[int] = 81
 
 
-@dataclass(frozen=True, slots=True)
-class MountEntry:
-    """A line of /proc/self/mountinfo. `device` is "MAJOR:MINOR"."""
-
-    device: str
-    mountpoint: str
-    filesystem: str
-    source: str
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether nydus-py has mounted it."""
-        return self.filesystem == FILESYSTEM_TYPE
-
-
-def find_mount(directory: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> MountEntry | None:
-    """The topmost mount at `directory`, an absolute path without links; None when it is no mount point."""
-    wanted = os.fsencode(directory)
-    found = None
-    for line in mountinfo.read_bytes().splitlines():
-        fields = line.split(b" ")
-        if _unescape(fields[4]) != wanted:
-            continue
-        kind, source = fields[fields.index(b"-") + 1 :][:2]
-        texts = (fields[2], _unescape(fields[4]), kind, _unescape(source))
-        found = MountEntry(*map(os.fsdecode, texts))
-    return found
-
-
-def _unescape(field: bytes) -> bytes:
-    for code, byte in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
-        field = field.replace(code, byte)
-    return field
-
-
 def real_path(directory: Path) -> Path:
     """Absolute, without links before the last name; the directory itself is not touched, it may be dead."""
     absolute = Path(os.path.abspath(directory))
@@ -147,8 +111,8 @@ def prepare_mountpoint(directory: Path) -> Path:
     path = real_path(directory)
     if path.is_symlink():
         path = path.resolve()
-    while (mount := find_mount(path)) is not None and mount.filesystem.startswith("fuse"):
-        if not is_dead(path):
+    while (mount := find_mount(path)) is not None:
+        if not (mount.filesystem.startswith("fuse") and is_dead(path)):
             if mount.is_ours:
                 raise AlreadyMounted(directory=directory, source=mount.source)
             break

@@ -13,18 +13,17 @@ from rafs.blob_table import BlobEntry, BlobFeatures, check_features
 from rafs.codec import Compressor
 from rafs.record import BLOCK_SIZE, Buffer, FormatError, expect, round_up, take
 from rafs.superblock import CHUNK_SIZE_MAX
+from rafs.zran import ZRAN_CONTEXT, ZranContext
 
 MAGIC = 0xB10BB10B
 HEADER_SIZE = 4096
 V1 = struct.Struct("<QQ")
 V2 = struct.Struct("<QQQ")
 BATCH_CONTEXT = struct.Struct("<II32s")
-ZRAN_CONTEXT = struct.Struct("<QQQIIIBBH")
 
 assert V1.size == 16
 assert V2.size == 24
 assert BATCH_CONTEXT.size == 40
-assert ZRAN_CONTEXT.size == 40
 
 
 class ChunkInfoFlags(enum.IntFlag, boundary=enum.KEEP):
@@ -153,39 +152,6 @@ class BatchContext:
 
 
 @dataclass(frozen=True, slots=True)
-class ZranContext:
-    """A point in a gzip stream from which inflating can start. Offsets and lengths in bytes."""
-
-    in_offset: int
-    out_offset: int
-    dict_offset: int
-    in_len: int
-    out_len: int
-    dict_size: int
-    ctx_byte: int
-    ctx_bits: int
-
-    def pack(self) -> bytes:
-        """The 40 bytes."""
-        return ZRAN_CONTEXT.pack(
-            self.in_offset,
-            self.out_offset,
-            self.dict_offset,
-            self.in_len,
-            self.out_len,
-            self.dict_size,
-            self.ctx_byte,
-            self.ctx_bits,
-            0,
-        )
-
-    @classmethod
-    def unpack(cls, raw: Buffer) -> Self:
-        """Reads the 40 bytes."""
-        return cls(*ZRAN_CONTEXT.unpack(raw)[:8])
-
-
-@dataclass(frozen=True, slots=True)
 class BlobMetaHeader:
     """The 4096 bytes behind the chunk info array. Offsets and sizes in bytes."""
 
@@ -301,6 +267,13 @@ class BlobMeta:
         expect(0 <= index < self.count, "blob.meta", 0, f"a chunk below {self.count}, asked for {index}")
         at = index * self._entry_size
         return self._unpack(self._data[at : at + self._entry_size])
+
+    def start_blocks(self) -> Iterable[int]:
+        """Where each chunk starts in the decoded file, in blocks of 4096 bytes, by chunk number."""
+        size = self.count * self._entry_size
+        if self._entry_size == V2.size:  # the low 32 bits of an entry; six words each
+            return self._data[:size].cast("I")[:: V2.size // 4]
+        return (u >> 12 & 0xFFFF_FFFF for u in self._data[:size].cast("Q")[:: V1.size // 8])
 
     def batch_context(self, index: int) -> BatchContext:
         """Sizes of batch `index`."""

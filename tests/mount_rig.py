@@ -12,7 +12,7 @@ from backend.contract import BlobReader
 from backend.fetch import ChunkFetcher
 from backend.fetch_pool import FetchOptions, open_fetch_pool
 from backend.memory_blob import MemoryBlobReader
-from backend.prefetch import PrefetchMode
+from backend.prefetch_mode import PrefetchMode
 from backend.reference import DirReference, Reference
 from backend.store import BlobMetaFile, ImageFiles, ImageMetadata, PublishProgress, PublishResult
 from fuse.filesystem import ImageFilesystem

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from backend.reference import Reference
+from backend.reference import Reference, absolute_reference
 from backend.store import ImageFiles, PublishResult, open_store
 from builder.build import Build, BuildStatistics, BuiltImage
 from builder.chunk_dict import DictionaryImage
@@ -20,7 +20,6 @@ from builder.options import BuildOptions, CompressionPolicy
 from builder.pipeline import PipelineCounters
 from builder.worker import SourceUnreadable
 from rafs.digest import Digester
-from tools.image import absolute_reference
 from tools.output import JsonOption, emit
 from tools.progress import Bar, TransferProgress, progress_bar
 from tools.runtime import run_async

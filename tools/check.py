@@ -12,6 +12,7 @@ import typer
 from backend.blobtail import has_blob_meta
 from backend.contract import BlobNotFound, ShortRead
 from backend.manifest import ImageManifest
+from backend.reference import absolute_reference
 from backend.store import ImageMetadata, ImageStore, NoChunkTable, open_store
 from rafs.blob_table import BlobEntry, BlobFeatures
 from rafs.blobmeta import BlobMeta
@@ -21,7 +22,7 @@ from rafs.chunk import ChunkRef
 from rafs.errors import NydusError
 from rafs.record import FormatError
 from tools.check_stored import config_faults, read_manifest, table_faults
-from tools.image import OpenImage, absolute_reference
+from tools.image import OpenImage
 from tools.output import JsonOption, emit
 from tools.progress import Bar, progress_bar
 from tools.run_stream import Run, run_stream

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from backend.copy import copy_image
+from backend.reference import absolute_reference
 from backend.store import PublishResult, open_store
-from tools.image import absolute_reference
 from tools.output import JsonOption, emit
 from tools.progress import TransferProgress, progress_bar
 from tools.runtime import run_async

@@ -2,9 +2,9 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from backend.reference import Reference, RegistryReference, parse_reference
+from backend.reference import absolute_reference
 from backend.store import ImageMetadata, ImageStore, open_store
 from rafs.bootstrap import Bootstrap
 from tools.settings import Settings
@@ -17,14 +17,6 @@ class OpenImage:
     store: ImageStore
     metadata: ImageMetadata
     bootstrap: Bootstrap
-
-
-def absolute_reference(text: str) -> Reference:
-    """The parsed reference, its directory absolute; raises `InvalidReference`."""
-    reference = parse_reference(text)
-    if isinstance(reference, RegistryReference):
-        return reference
-    return replace(reference, directory=reference.directory.absolute())
 
 
 @asynccontextmanager

@@ -43,6 +43,9 @@ VERBS = {
     "status": Verb(
         "status", "Show what is mounted and how much was fetched.", "nydus-py status /models/llama"
     ),
+    "agent": Verb(
+        "agent", "Serve all mounts of this host; --upgrade replaces it.", "nydus-py agent --upgrade"
+    ),
     "check": Verb(
         "check",
         "Verify an image; --deep reads and verifies every chunk.",
@@ -134,14 +137,16 @@ def _globals(
     ] = False,
 ) -> None:
     """Deduplicated, content-addressed images in OCI registries, mounted lazily."""
-    configure_logging(LogLevel.DEBUG if debug else log_level, sys.stderr)
-    ctx.obj = make_settings(
+    settings = make_settings(
         cache_dir=cache_dir,
         plain_http=plain_http,
         ca_file=ca_file,
         insecure_skip_verify=insecure,
         debug=debug,
+        log_level=log_level,
     )
+    configure_logging(settings.log_level, sys.stderr)
+    ctx.obj = settings
 
 
 def _not_loaded() -> None:

@@ -22,13 +22,17 @@ class NotMounted(NydusError):
 
 @dataclass(frozen=True, slots=True)
 class MountRecord:
-    """What a mount has written down about itself, for when it cannot be asked."""
+    """What a mount has written down about itself, for when it cannot be asked.
+
+    `is_complete`: the kernel needs no process of ours any more to read it.
+    """
 
     mountpoint: str
     reference: str
     digest: str
     driver: str
     pid: int
+    is_complete: bool = False
 
 
 @dataclass(frozen=True, slots=True)

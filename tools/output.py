@@ -33,6 +33,11 @@ def talk(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def mounted_line(reference: str, mountpoint: str, driver: str, remark: str) -> str:
+    """What a user is told of a new mount: which driver was taken, and why not a better one."""
+    return f"{reference} is mounted at {mountpoint} ({driver}{f'; {remark}' if remark else ''})"
+
+
 def json_name(name: bytes) -> str:
     """A file name for JSON, which knows no bytes: those that are not UTF-8 become `\\xNN`."""
     return name.decode("utf-8", "backslashreplace")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from tools.logs import LogLevel
+
 if TYPE_CHECKING:
     from backend.registry import RegistryOptions
 
@@ -26,6 +28,7 @@ class Settings:
     ca_file: Path | None
     insecure_skip_verify: bool
     debug: bool
+    log_level: LogLevel
 
     @property
     def images_dir(self) -> Path:
@@ -50,6 +53,7 @@ def make_settings(
     ca_file: Path | None = None,
     insecure_skip_verify: bool = False,
     debug: bool = False,
+    log_level: LogLevel = LogLevel.WARNING,
 ) -> Settings:
     """Fills in the defaults from the user and the environment."""
     return Settings(
@@ -59,6 +63,7 @@ def make_settings(
         ca_file=ca_file and ca_file.absolute(),
         insecure_skip_verify=insecure_skip_verify,
         debug=debug,
+        log_level=LogLevel.DEBUG if debug else log_level,
     )
 
 

@@ -1,4 +1,4 @@
-"""`nydus-py umount`: takes a mount down and waits until its process has ended."""
+"""`nydus-py umount`: takes a mount down and waits until nobody serves it any more."""
 
 import contextlib
 import os
@@ -8,11 +8,14 @@ from typing import Annotated
 
 import typer
 
-from fuse.mountpoint import find_mount, real_path, unmount
+from fuse.agent.request import UNMOUNT_TARGET, UnmountRequest
+from fuse.mount_table import find_mount
+from fuse.mountpoint import NothingMounted, real_path, unmount
+from fuse.supervisor.main import SOCKET_NAME
+from tools.agent_client import AgentRefused, ask, call
 from tools.mount_record import MountFiles, NotMounted, mount_files
 from tools.output import talk
-from tools.settings import settings_of
-from tools.status_client import ask
+from tools.settings import Settings, settings_of
 
 END_TIMEOUT_S = 30.0
 """For what a mount still has to write to its cache."""
@@ -30,10 +33,30 @@ def run(
     mount = find_mount(path)
     if mount is None or not mount.is_ours:
         raise NotMounted(directory=directory)
-    files = mount_files(settings_of(ctx).run_dir, path)
+    unmount_image(path, settings_of(ctx), lazy=lazy)
+
+
+def unmount_image(path: Path, settings: Settings, *, lazy: bool) -> None:
+    """Unmounts what is mounted at `path`, by its agent where that knows it. Raises as `unmount`."""
+    request = UnmountRequest(os.fspath(path), lazy)
+    try:
+        call(settings.run_dir / SOCKET_NAME, "POST", UNMOUNT_TARGET, dict[str, str], request)
+    except AgentRefused as refusal:
+        if refusal.exit_code != NothingMounted.exit_code:
+            raise
+    except OSError:
+        pass  # no agent, or one that has just ended: nobody has to be asked
+    else:
+        return
+    _unmount_alone(path, mount_files(settings.run_dir, path), lazy=lazy)
+
+
+def _unmount_alone(path: Path, files: MountFiles, *, lazy: bool) -> None:
+    """Unmounts what a process of its own serves, or nobody."""
     with contextlib.ExitStack() as stack:
         process = _process_of(files, stack)
-        unmount(path, lazy=lazy)
+        if find_mount(path) is not None:
+            unmount(path, lazy=lazy)
         if process is None:
             files.remove()
         elif not lazy and not select.select([process], [], [], END_TIMEOUT_S)[0]:

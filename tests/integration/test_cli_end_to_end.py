@@ -105,7 +105,7 @@ def test_a_foreground_mount_ends_with_sigterm(machine: Machine, image: str, moun
 
 
 def test_a_dead_mount_is_seen_and_cleaned(machine: Machine, image: str, mountpoint: Path) -> None:
-    machine.nydus("mount", image, mountpoint)
+    machine.nydus("mount", "--driver", "pyfuse3", image, mountpoint)
     (status,) = machine.statuses(mountpoint)
     assert isinstance(status["pid"], int)
     os.kill(status["pid"], 9)

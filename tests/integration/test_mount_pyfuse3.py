@@ -15,13 +15,13 @@ import pytest
 import trio
 
 from backend.contract import BackendError
-from backend.prefetch import PrefetchMode
+from backend.prefetch_mode import PrefetchMode
+from fuse.mount_table import find_mount
 from fuse.mountpoint import (
     AlreadyMounted,
     MountBusy,
     MountpointNotEmpty,
     NothingMounted,
-    find_mount,
     is_dead,
     prepare_mountpoint,
     unmount,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rafs.blob_table import BlobEntry, BlobFeatures, DeviceSlot, slot_offset
-from rafs.blobmeta import BatchContext, BlobMetaHeader, ChunkInfo, ZranContext
+from rafs.blobmeta import BatchContext, BlobMetaHeader, ChunkInfo
 from rafs.chunk import ChunkFlags, ChunkRef, ChunkRow
 from rafs.codec import Compressor
 from rafs.digest import Digester
@@ -17,6 +17,7 @@ from rafs.errors import NydusError
 from rafs.inode import EXTENDED, Inode
 from rafs.superblock import ExtendedSuperblock, RafsFlags, Superblock
 from rafs.toc import ENTRY_NAMES, TocEntry, TocFlags, pack_tar_header, read_tar_header
+from rafs.zran import ZranContext
 from tests.hostile import value_or_error
 
 U8 = st.integers(0, 0xFF)

@@ -9,12 +9,12 @@ import pytest
 import trio
 
 from backend.fetch import FetchStatistics
-from fuse.session import SessionStatus
-from fuse.status_server import serve_status
+from fuse.api_server import serve_status
+from fuse.mount_status import SessionStatus
+from tools.agent_client import ask
 from tools.main import run
 from tools.mount_record import MountFiles, MountRecord, NotMounted, known_mounts, mount_files
 from tools.status import read_statuses
-from tools.status_client import ask
 
 RECORD = MountRecord("/mnt/a", "host:5000/repo:v1", "sha256:" + "0" * 64, "pyfuse3", 4711)
 SESSION = SessionStatus(
@@ -68,7 +68,7 @@ def test_an_answer_that_makes_no_sense_is_an_error(run_dir: Path) -> None:
 
 def test_a_mount_that_does_not_answer_is_hanging(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = recorded(run_dir)
-    monkeypatch.setattr("tools.status_client.TIMEOUT_S", 0.01)
+    monkeypatch.setattr("tools.agent_client.STATUS_TIMEOUT_S", 0.01)
     monkeypatch.chdir(files.socket.parent)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(files.socket.name)

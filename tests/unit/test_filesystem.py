@@ -12,7 +12,8 @@ import trio
 from backend.contract import BackendError
 from backend.decode import ChunkInvalid
 from backend.fetch import FetchFailed
-from backend.prefetch import PrefetchMode, prefetch
+from backend.prefetch import prefetch
+from backend.prefetch_mode import PrefetchMode
 from fuse.errno_map import errno_of, is_fault
 from fuse.filesystem import ReadTimeout, WrongFileType
 from fuse.inodetable import ROOT_INO

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fuse.mount_table import find_mount
 from fuse.mountpoint import (
     FuseUnavailable,
     MountpointForbidden,
@@ -15,7 +16,6 @@ from fuse.mountpoint import (
     NothingMounted,
     UnmountFailed,
     _fusermount,
-    find_mount,
     find_users,
     is_dead,
     prepare_mountpoint,

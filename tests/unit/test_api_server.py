@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import trio
 
-from fuse.status_server import serve_status
+from fuse.api_server import serve_status
 
 
 class Answer(msgspec.Struct, frozen=True):

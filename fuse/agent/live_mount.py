@@ -1,0 +1,206 @@
+"""One mount of the agent, from the request (or from what a dead agent has left) to its end.
+
+Concurrency: `run` is one task. It opens the image, lets a driver mount it, and waits. When the mount is gone
+it gives everything back; when it is cancelled it gives nothing back: a successor goes on.
+"""
+
+import datetime
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from backend.credentials import AuthFiles
+from backend.fetch_pool import FetchOptions
+from backend.prefetch import prefetch
+from backend.reference import parse_reference
+from backend.registry import RegistryOptions
+from backend.shelf import BlobShelf
+from backend.store import ImageMetadata, open_store
+from fuse.agent.kept import KeptMetadata, KeptMount
+from fuse.agent.request import NO_DRIVER, Driver, MountRequest
+from fuse.devfuse.driver import adopt_fuse, attach_fuse
+from fuse.driver import DriverMount, DriverOptions
+from fuse.erofs.driver import KIND_EROFS, ErofsHost, ErofsUnavailable
+from fuse.image import OpenedImage, open_image
+from fuse.keeper import HeldEntry, Keeper
+from fuse.mount_status import SessionStatus, describe
+from fuse.mountpoint import FuseUnavailable, MountFailed, prepare_mountpoint
+from rafs.errors import NydusError
+
+log = logging.getLogger(__name__)
+
+
+class NoDriver(NydusError):
+    """None of the agent's drivers works here."""
+
+    message = "{directory}: {why}"
+    exit_code = NO_DRIVER
+
+
+def entry_name(mountpoint: Path) -> str:
+    """What the supervisor knows a mount by."""
+    return f"mount:{mountpoint}"
+
+
+class LiveMount:
+    """See above."""
+
+    def __init__(
+        self,
+        request: MountRequest,
+        keeper: Keeper,
+        erofs: ErofsHost,
+        shelf: BlobShelf,
+        adopted: HeldEntry | None = None,
+    ) -> None:
+        """`adopted`: what a dead agent has left of this mount."""
+        self.request = request
+        self.mountpoint = Path(request.mountpoint)
+        self.ended = trio.Event()
+        self._keeper = keeper
+        self._erofs = erofs
+        self._shelf = shelf
+        self._adopted = adopted
+        self._image: OpenedImage | None = None
+        self._mount: DriverMount | None = None
+        self._remark = ""
+        self._since = datetime.datetime.now(datetime.UTC)
+        self._metadata: ImageMetadata | None = None
+
+    def status(self) -> SessionStatus | None:
+        """The state at this moment; None before it is mounted."""
+        if self._image is None or self._mount is None:
+            return None
+        mount = self._mount
+        return describe(self._image, self.mountpoint, mount.name, self._since, self._remark, mount.state)
+
+    async def run(self, started: Callable[[], None]) -> None:
+        """Mounts, calls `started`, and returns when the mount is gone.
+
+        Raises, before `started`, what is wrong with image, mount point or drivers.
+        """
+        try:
+            async with open_store(parse_reference(self.request.reference), self._registry_options()) as store:
+                if self._adopted is None:
+                    path = await trio.to_thread.run_sync(prepare_mountpoint, self.mountpoint)
+                    self.mountpoint = path
+                    metadata = await store.fetch_metadata(self._cache_dir / "images")
+                else:
+                    metadata = self._kept(self._adopted)
+                self._metadata = metadata
+                async with open_image(store, metadata, self._cache_dir, self._shelf, FetchOptions()) as image:
+                    self._image = image
+                    await self._live(image, started)
+        finally:
+            self.ended.set()
+
+    async def _live(self, image: OpenedImage, started: Callable[[], None]) -> None:
+        mount = self._adopt(image) if self._adopted else await self._attach(image)
+        self._mount = mount
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(prefetch, image.bootstrap, image.fetchers, self.request.prefetch)
+            started()
+            await mount.serve()
+            nursery.cancel_scope.cancel()
+        await mount.release()
+        await self._keeper.release(entry_name(self.mountpoint))
+
+    # -- mounting
+
+    async def _attach(self, image: OpenedImage) -> DriverMount:
+        """Mounts with the first driver that works."""
+        remarks: list[str] = []
+        wanted = self.request.driver
+        if wanted in (Driver.AUTO, Driver.EROFS):
+            try:
+                mount: DriverMount = await self._attach_with(image, KIND_EROFS)
+            except ErofsUnavailable as error:
+                if wanted is Driver.EROFS:
+                    raise
+                remarks.append(f"not erofs: {error.fields['why']}")
+            else:
+                return mount
+        try:
+            self._remark = "; ".join(remarks)
+            return await self._attach_with(image, "fuse")
+        except (FuseUnavailable, MountFailed) as error:
+            if wanted is Driver.FUSE:
+                raise
+            remarks.append(f"not fuse: {error}")
+            raise NoDriver(directory=self.mountpoint, why="; ".join(remarks)) from error
+
+    async def _attach_with(self, image: OpenedImage, driver: str) -> DriverMount:
+        try:
+            if driver == KIND_EROFS:
+                mount: DriverMount = await self._erofs.attach(
+                    image, self.mountpoint, self._options(), self._hold
+                )
+            else:
+                mount = await attach_fuse(image, self.mountpoint, self._options(), self._hold)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._keeper.release(entry_name(self.mountpoint))
+            raise
+        await self._hold_mounted(mount)
+        return mount
+
+    def _adopt(self, image: OpenedImage) -> DriverMount:
+        assert self._adopted is not None
+        kept = msgspec.convert(self._adopted.values, KeptMount)
+        self._remark, self._since = kept.remark, datetime.datetime.fromisoformat(kept.since)
+        values = dict(kept.driver_values)
+        if self._adopted.kind == KIND_EROFS:
+            return self._erofs.adopt(image, self.mountpoint, values)
+        return adopt_fuse(image, self._options(), self._adopted.descriptors)
+
+    # -- what a successor needs
+
+    async def _hold(self, kind: str, values: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
+        self._driver_kind, self._driver_values = kind, dict(values)
+        await self._keep(descriptors, is_mounted=False)
+
+    async def _hold_mounted(self, mount: DriverMount) -> None:
+        await self._keep((), is_mounted=True)
+
+    async def _keep(self, descriptors: Sequence[int], *, is_mounted: bool) -> None:
+        assert self._metadata is not None
+        kept = KeptMount(
+            request=self.request,
+            metadata=KeptMetadata.of(self._metadata),
+            since=self._since.isoformat(),
+            remark=self._remark,
+            is_mounted=is_mounted,
+            driver_values=self._driver_values,
+        )
+        values = msgspec.to_builtins(kept)
+        await self._keeper.hold(entry_name(self.mountpoint), self._driver_kind, values, descriptors)
+
+    def _kept(self, entry: HeldEntry) -> ImageMetadata:
+        return msgspec.convert(entry.values, KeptMount).metadata.restored()
+
+    # -- options
+
+    @property
+    def _cache_dir(self) -> Path:
+        return Path(self.request.cache_dir)
+
+    def _options(self) -> DriverOptions:
+        request = self.request
+        return DriverOptions(
+            allow_other=request.allow_other,
+            passthrough=request.passthrough,
+            read_timeout_s=request.read_timeout_s,
+        )
+
+    def _registry_options(self) -> RegistryOptions:
+        request = self.request
+        return RegistryOptions(
+            plain_http=request.plain_http,
+            ca_file=Path(request.ca_file) if request.ca_file else None,
+            insecure_skip_verify=request.insecure,
+            credentials=AuthFiles(environment=request.environment),
+        )

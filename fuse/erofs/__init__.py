@@ -1,0 +1,1 @@
+"""Mounting with the kernel's EROFS; what its devices lack is filled in when fanotify says so."""

@@ -1,0 +1,95 @@
+"""One device of EROFS mounts: the cache file of a blob, and who can fetch what it lacks."""
+
+import errno
+from collections.abc import Sequence
+from typing import ClassVar
+
+import trio
+
+from backend.cache import CachedBlob
+from backend.fetch import ChunkFetcher
+from fuse.filesystem import FETCH_ATTEMPTS
+from rafs.errors import NydusError
+
+
+class NotStored(NydusError):
+    """Chunks were fetched and verified, and the disk would not take them: the kernel cannot read them."""
+
+    message = "blob {blob_id}: its cache file takes no more; free space in the cache"
+    exit_code: ClassVar[int] = 82
+    errno: ClassVar[int] = errno.ENOSPC
+
+
+class DeviceShortened(NydusError):
+    """Somebody cut the cache file while it was a device of a mount."""
+
+    message = "blob {blob_id}: its cache file was shortened from outside; unmount, and mount again"
+    exit_code: ClassVar[int] = 83
+
+
+class BlobDevice:
+    """A cache file that is a device of at least one EROFS mount.
+
+    Every mount brings a fetcher of its own: their images may name different chunks of the blob, and have
+    different sources.
+    """
+
+    def __init__(self, cached: CachedBlob) -> None:
+        self.cached = cached
+        self.fetchers: list[ChunkFetcher] = []
+        self.is_watched = True
+
+    @property
+    def size_bytes(self) -> int:
+        """What the file must be long."""
+        return self.cached.shape.size_bytes
+
+    def missing(self, offset: int, size: int) -> Sequence[int]:
+        """Numbers of the chunks under a range that are not ready."""
+        is_ready = self.cached.is_ready
+        return [number for number in self._chunks_in(offset, size) if not is_ready(number)]
+
+    def is_ready(self, offset: int, size: int) -> bool:
+        """Whether the kernel may read that range now."""
+        is_ready = self.cached.is_ready
+        return all(map(is_ready, self._chunks_in(offset, size)))
+
+    def note_read(self, offset: int, size: int) -> None:
+        """Tells readahead of a read of what is ready."""
+        for fetcher in self.fetchers[:1]:
+            fetcher.hits += 1
+            if fetcher.readahead.markers and (chunks := self._chunks_in(offset, size)):
+                fetcher.touch(chunks[0], chunks[-1])
+
+    async def fill(self, offset: int, size: int) -> None:
+        """Makes the file whole from `offset` on for `size` bytes; whole chunks, and what readahead adds.
+
+        Raises what the fetchers raise, the last one's, when all have failed, and `NotStored`.
+        """
+        failure: NydusError | None = None
+        for _ in range(FETCH_ATTEMPTS):
+            wanted = self.missing(offset, size)
+            if not wanted:
+                return
+            failure = await self._fetch(wanted)
+            if failure is not None and not isinstance(failure, NotStored):
+                break
+        raise failure or NotStored(blob_id=self.cached.shape.blob_id[:12])
+
+    async def _fetch(self, wanted: Sequence[int]) -> NydusError | None:
+        """Asks the fetchers in turn; the error of the last one when none has helped."""
+        failure: NydusError | None = None
+        able = [fetcher for fetcher in self.fetchers if all(map(fetcher.can_verify, wanted))]
+        for fetcher in able or self.fetchers:
+            fetcher.touch(wanted[0], wanted[-1])
+            try:
+                unstored = await fetcher.ensure_chunks(wanted)
+            except NydusError as error:
+                failure = error
+            else:
+                return NotStored(blob_id=self.cached.shape.blob_id[:12]) if unstored else None
+        await trio.lowlevel.checkpoint()
+        return failure
+
+    def _chunks_in(self, offset: int, size: int) -> Sequence[int]:
+        return self.fetchers[0].decoded_map.chunks_in(offset, size)

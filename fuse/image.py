@@ -1,0 +1,117 @@
+"""An image that is ready to be mounted: its bootstrap, and a fetcher for each blob."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from backend.cache import BlobShape, CachedBlob
+from backend.contract import BlobReader
+from backend.fetch import ChunkFetcher, FetchStatistics
+from backend.fetch_pool import FetchOptions, FetchPool, open_fetch_pool
+from backend.shelf import BlobShelf
+from backend.store import ImageMetadata, ImageStore
+from rafs.blobmeta import BlobMeta
+from rafs.bootstrap import Bootstrap
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedImage:
+    """An image's metadata, mapped, and the fetchers of its blobs that have chunks, by blob index."""
+
+    reference: str
+    metadata: ImageMetadata
+    bootstrap: Bootstrap
+    cache_dir: Path
+    fetchers: dict[int, ChunkFetcher]
+
+    @property
+    def encoded_size(self) -> int:
+        """Bytes of all blobs as they travel."""
+        return sum(blob.compressed_size for blob in self.bootstrap.blobs)
+
+    @property
+    def decoded_size(self) -> int:
+        """Bytes of all blobs, decoded."""
+        return sum(blob.uncompressed_size for blob in self.bootstrap.blobs)
+
+    def cached_bytes(self) -> int:
+        """Disk space that the cache files take."""
+        return sum(fetcher.cached.usage_bytes() for fetcher in self.fetchers.values())
+
+    def is_complete(self) -> bool:
+        """Whether nothing is left to fetch."""
+        return all(fetcher.cached.is_complete() for fetcher in self.fetchers.values())
+
+    def statistics(self) -> FetchStatistics:
+        """What was fetched for all blobs."""
+        return sum((fetcher.statistics() for fetcher in self.fetchers.values()), FetchStatistics())
+
+
+@asynccontextmanager
+async def open_image(
+    store: ImageStore,
+    metadata: ImageMetadata,
+    cache_dir: Path,
+    shelf: BlobShelf,
+    options: FetchOptions,
+) -> AsyncIterator[OpenedImage]:
+    """Opens what reads of the image need, and closes it in the order in which it depends on each other.
+
+    Fetches end first; what has arrived is flushed before its files are closed. Raises `FormatError`,
+    `CacheUnusable`, `BlobUnsupported`, `NoChunkTable`.
+    """
+    with ExitStack() as files:
+        bootstrap = Bootstrap.open(metadata.bootstrap_path)
+        files.callback(_close_bootstrap, bootstrap)
+        fetchers: dict[int, ChunkFetcher] = {}
+        files.callback(fetchers.clear)
+        async with AsyncExitStack() as readers, open_fetch_pool(options) as pool:
+            opener = _Opener(bootstrap, metadata, cache_dir, shelf, pool, files)
+            for blob in bootstrap.blobs:
+                if blob.chunk_count == 0:
+                    continue
+                reader = store.open_blob(blob.blob_id, blob.compressed_size)
+                readers.push_async_callback(_close_reader, reader)
+                fetchers[blob.index] = await trio.to_thread.run_sync(opener.open, blob.index, reader)
+            yield OpenedImage(str(store.reference), metadata, bootstrap, cache_dir, fetchers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opener:
+    bootstrap: Bootstrap
+    metadata: ImageMetadata
+    cache_dir: Path
+    shelf: BlobShelf
+    pool: FetchPool
+    files: ExitStack
+
+    def open(self, blob_index: int, reader: BlobReader) -> ChunkFetcher:
+        """Opens what one blob needs; `files` closes it. Blocking: the chunk table is scanned."""
+        blob = self.bootstrap.blobs[blob_index]
+        meta = BlobMeta.open(self.metadata.blob_meta_path(blob.blob_id))
+        self.files.callback(meta.close)
+        cached = self._open_cached(BlobShape(blob.blob_id, blob.uncompressed_size, blob.chunk_count))
+        digests = self.bootstrap.chunk_digests(blob_index)
+        return ChunkFetcher(blob, meta, digests, reader, cached, self.pool)
+
+    def _open_cached(self, shape: BlobShape) -> CachedBlob:
+        cached = self.shelf.open(self.cache_dir, shape)
+        self.files.callback(self.shelf.close, self.cache_dir, cached)
+        return cached
+
+
+async def _close_reader(reader: BlobReader) -> None:
+    with trio.CancelScope(shield=True):
+        await reader.aclose()
+
+
+def _close_bootstrap(bootstrap: Bootstrap) -> None:
+    # A view that an exception's traceback still holds keeps the mapping; the process is about to end.
+    with suppress(BufferError):
+        bootstrap.close()

@@ -1,0 +1,1 @@
+"""What must outlive a crash: descriptors, and who starts the agent again. Standard library only."""

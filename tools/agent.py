@@ -1,0 +1,79 @@
+"""`nydus-py agent`: the process that serves all mounts of this host, under its supervisor."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fuse.supervisor.launch import become_supervisor
+from fuse.supervisor.main import SOCKET_NAME
+from rafs.errors import NydusError
+from tools.agent_client import AgentAnswer, ask_agent, call
+from tools.agent_command import agent_command
+from tools.output import talk
+from tools.settings import Settings, settings_of
+
+UPGRADE_TARGET = "/api/v1/upgrade"
+UPGRADE_TIMEOUT_S = 60.0
+
+
+class AgentRunning(NydusError):
+    """There is one agent for each run directory."""
+
+    message = "an agent runs already, process {pid}; `nydus-py agent --upgrade` replaces it"
+    exit_code = 97
+
+
+class NoAgent(NydusError):
+    """There is no agent to talk to."""
+
+    message = "no agent runs here; `nydus-py agent` or the next mount starts one"
+    exit_code = 98
+
+
+class UpgradeFailed(NydusError):
+    """The new agent did not take over; the old one goes on."""
+
+    message = "the agent, process {pid}, was not replaced within {timeout_s:g} s and goes on; see {log}"
+    exit_code = 99
+
+
+def run(
+    ctx: typer.Context,
+    upgrade: Annotated[
+        bool, typer.Option("--upgrade", help="Replace the running agent by a new process; reads only wait.")
+    ] = False,
+) -> None:
+    """Serve all mounts of this host until told to end (SIGTERM), which unmounts them first.
+
+    Stays in the foreground, as a service manager wants it. Without it, the first mount starts an agent that
+    ends with the last mount.
+    """
+    settings = settings_of(ctx)
+    settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    socket_path = settings.run_dir / SOCKET_NAME
+    if upgrade:
+        _upgrade(socket_path, settings)
+        return
+    running = ask_agent(socket_path)
+    if running is not None:
+        raise AgentRunning(pid=running.pid)
+    command = agent_command(settings.run_dir, ends_when_idle=False, log_level=settings.log_level)
+    become_supervisor(settings.run_dir, command)
+
+
+def _upgrade(socket_path: Path, settings: Settings) -> None:
+    before = ask_agent(socket_path)
+    if before is None:
+        raise NoAgent
+    call(socket_path, "POST", UPGRADE_TARGET, AgentAnswer)
+    deadline = time.monotonic() + UPGRADE_TIMEOUT_S
+    while time.monotonic() < deadline:
+        after = ask_agent(socket_path)
+        if after is not None and after.pid != before.pid:
+            talk(f"agent {before.pid} is replaced by {after.pid} (version {after.version})")
+            return
+        time.sleep(0.05)
+    log = settings.run_dir / "agent.log"
+    raise UpgradeFailed(pid=before.pid, timeout_s=UPGRADE_TIMEOUT_S, log=log)

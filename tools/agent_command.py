@@ -1,0 +1,38 @@
+"""How an agent is started; apart from the agent itself, whose imports a client need not wait for."""
+
+import os
+from pathlib import Path
+
+from fuse.supervisor.launch import python_command, start_in_background
+from fuse.supervisor.main import SOCKET_NAME
+from rafs.errors import NydusError
+from tools.agent_client import wait_for
+from tools.logs import LogLevel
+
+START_TIMEOUT_S = 30.0
+
+
+class AgentNotStarted(NydusError):
+    """The agent did not come up."""
+
+    message = "the agent was started and does not listen; see {log}"
+    exit_code = 93
+
+
+def agent_command(run_dir: Path, *, ends_when_idle: bool, log_level: LogLevel) -> list[str]:
+    """The command line that starts an agent, but for the channel."""
+    flags = ["--run-dir", os.fspath(run_dir), "--log-level", log_level.value]
+    return [*python_command("tools.agent_process"), *flags, *(["--ends-when-idle"] if ends_when_idle else [])]
+
+
+def ensure_agent(run_dir: Path, log_level: LogLevel) -> Path:
+    """The socket of the agent of `run_dir`, which is started when there is none. Raises `AgentNotStarted`."""
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = run_dir / SOCKET_NAME
+    if wait_for(path, 0.0):
+        return path
+    # Two may start one at the same time: the second finds the lock taken, and ends.
+    start_in_background(run_dir, agent_command(run_dir, ends_when_idle=True, log_level=log_level))
+    if not wait_for(path, START_TIMEOUT_S):
+        raise AgentNotStarted(log=run_dir / "agent.log")
+    return path

@@ -2,8 +2,9 @@
 
 A chunk lies decoded and verified at its uncompressed offset in `blobs/<id>.blob.data`. It is *ready* from
 the moment its bytes are written: this process uses it at once. It is *marked* in the chunk map, for other
-processes and the next start, by a flush, after its bytes have been made durable; so whatever instant a
-process dies at, every marked chunk is whole.
+processes and the next start, by a flush, after its bytes have been made durable; so whatever instant the
+machine dies at, every marked chunk is whole. Flushes may be rare: what is ready is also noted in shared
+memory, which a process can leave to its successor (`descriptors`), since what it has written the kernel has.
 
 The kernel's EROFS may have the same file as a device, watched by fanotify (fuse/erofs). Then what is done
 through a descriptor that was opened after the mark raises events. So an agent opens a file once, before it is
@@ -20,6 +21,7 @@ import fcntl
 import logging
 import mmap
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -55,27 +57,38 @@ class BlobShape:
     chunk_count: int
 
 
+BlobDescriptors = tuple[int, int, int]
+"""Data file, chunk map, memory file of what is ready but not marked."""
+
+
 class CachedBlob:
     """The decoded file of one blob. Made by `BlobCache.open`."""
 
-    def __init__(self, shape: BlobShape, file_descriptor: int, chunk_map: ChunkMap) -> None:
-        """Takes over `file_descriptor` and `chunk_map`."""
+    def __init__(
+        self, shape: BlobShape, file_descriptor: int, chunk_map: ChunkMap, fresh_fd: int | None = None
+    ) -> None:
+        """Takes over `file_descriptor`, `chunk_map` and the memory file of what is ready but not marked."""
         self.shape = shape
         self.epoch = 0
         """Grows whenever chunks are forgotten."""
-        self.on_flush: list[Callable[[], None]] = []
-        """Called in the trio thread after each flush: the blob may be complete now."""
+        self.on_complete: list[Callable[[], None]] = []
+        """Called in the trio thread when the last chunk has become ready."""
         self._fd = file_descriptor
         self._map = chunk_map
+        self._fresh_fd = os.memfd_create("nydus-py-fresh", os.MFD_CLOEXEC) if fresh_fd is None else fresh_fd
+        os.ftruncate(self._fresh_fd, max(1, -(-shape.chunk_count // 8)))
+        self._fresh = mmap.mmap(self._fresh_fd, 0)
         self._mapping: mmap.mmap | None = None
         self._view = memoryview(b"")
-        # Ready, not yet marked: chunk -> bytes written.
-        self._unmarked: dict[int, int] = {}
+        # Ready, not yet marked: chunk -> bytes written (0 when another process has written them).
+        self._unmarked: dict[int, int] = dict.fromkeys(self._noted_fresh(), 0)
         self._unmarked_bytes = 0
+        self._absent = shape.chunk_count - self.ready_count()
         self._overflow: OrderedDict[int, bytes] = OrderedDict()
         self._overflow_bytes = 0
         self._disk_full_told = False
         self._flush_lock = trio.Lock()
+        self._store_lock = threading.Lock()
         self._closed = False
 
     def is_ready(self, index: int) -> bool:
@@ -83,8 +96,8 @@ class CachedBlob:
         return index in self._map or index in self._unmarked
 
     def is_complete(self) -> bool:
-        """Whether every chunk is marked: the file is whole on the disk."""
-        return self._map.is_complete()
+        """Whether every chunk is ready, as far as this process has heard."""
+        return self._absent <= 0
 
     @property
     def descriptor(self) -> int:
@@ -92,14 +105,15 @@ class CachedBlob:
         return self._fd
 
     @property
-    def descriptors(self) -> tuple[int, int]:
-        """Data file and chunk map, for a successor of this process (`adopt`)."""
-        return self._fd, self._map.descriptor
+    def descriptors(self) -> tuple[int, int, int]:
+        """Data file, chunk map and what is ready but not marked, for a successor (`adopt`)."""
+        return self._fd, self._map.descriptor, self._fresh_fd
 
     @classmethod
-    def adopt(cls, shape: BlobShape, data_fd: int, map_fd: int) -> Self:
+    def adopt(cls, shape: BlobShape, descriptors: BlobDescriptors) -> Self:
         """Takes over the descriptors of another process's `CachedBlob`. Raises `FormatError`, `OSError`."""
-        return cls(shape, data_fd, ChunkMap(map_fd, shape.chunk_count))
+        data_fd, map_fd, fresh_fd = descriptors
+        return cls(shape, data_fd, ChunkMap(map_fd, shape.chunk_count), fresh_fd)
 
     def read(self, offset: int, size: int) -> memoryview:
         """A copy of bytes of the decoded file; raises `CacheUnusable` when somebody has shortened it."""
@@ -122,16 +136,23 @@ class CachedBlob:
     def store(self, offset: int, data: bytes | memoryview) -> None:
         """Writes decoded bytes at `offset`; raises `OSError`. Blocking: for worker threads."""
         remaining = memoryview(data)
-        while remaining:
-            written = os.pwrite(self._fd, remaining, offset)
-            remaining = remaining[written:]
-            offset += written
+        # The kernel lets one writer in at a time, and others spin meanwhile; here they sleep.
+        with self._store_lock:
+            while remaining:
+                written = os.pwrite(self._fd, remaining, offset)
+                remaining = remaining[written:]
+                offset += written
 
     def add(self, index: int, size_bytes: int) -> None:
         """Makes a chunk that `store` has written ready; the next flush marks it."""
+        was_ready = self.is_ready(index)
         self._unmarked[index] = size_bytes
         self._unmarked_bytes += size_bytes
+        self._fresh[index >> 3] |= 0x80 >> (index & 7)
         self._drop_overflow(index)
+        if not was_ready:
+            self._absent -= 1
+            self._tell_if_complete()
 
     def add_unstored(self, index: int, data: bytes, error: OSError) -> None:
         """Keeps the newest chunks that the disk had no room for; says so once."""
@@ -183,8 +204,10 @@ class CachedBlob:
             for index, size in batch.items():
                 if self._unmarked.pop(index, None) is not None:
                     self._unmarked_bytes -= size
-        for told in self.on_flush:
-            told()
+                    self._forget_fresh(index)
+            # Other processes may have marked chunks too, and a failed flush has lost some.
+            self._absent = self.shape.chunk_count - self.ready_count()
+            self._tell_if_complete()
 
     async def forget(self, indexes: Collection[int]) -> None:
         """Makes chunks absent, in this process and in others. Their bytes stay in the file, unused."""
@@ -192,8 +215,10 @@ class CachedBlob:
             self.epoch += 1
             for index in indexes:
                 self._unmarked_bytes -= self._unmarked.pop(index, 0)
+                self._forget_fresh(index)
                 self._drop_overflow(index)
             await trio.to_thread.run_sync(self._map.remove, indexes)
+            self._absent = self.shape.chunk_count - self.ready_count()
 
     def close(self) -> None:
         """Gives the files back; what is not flushed will be fetched again. Views must be gone. Idempotent."""
@@ -205,7 +230,23 @@ class CachedBlob:
             with suppress(BufferError):  # somebody's traceback holds a view: the mapping goes with it
                 self._mapping.close()
         self._map.close()
+        self._fresh.close()
+        os.close(self._fresh_fd)
         os.close(self._fd)
+
+    def _tell_if_complete(self) -> None:
+        if self._absent <= 0:
+            for told in self.on_complete:
+                told()
+
+    def _noted_fresh(self) -> Iterator[int]:
+        """Chunks that are noted in the shared memory as ready."""
+        for place, byte in enumerate(self._fresh[:]):
+            if byte:
+                yield from (place * 8 + bit for bit in range(8) if byte & 0x80 >> bit)
+
+    def _forget_fresh(self, index: int) -> None:
+        self._fresh[index >> 3] &= ~(0x80 >> (index & 7)) & 0xFF
 
     def _make_durable(self, indexes: Collection[int]) -> None:
         os.fdatasync(self._fd)

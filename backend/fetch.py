@@ -32,8 +32,10 @@ from rafs.errors import NydusError
 
 log = logging.getLogger(__name__)
 
-# One trip to a thread costs about 0.2 ms: worth it for about this much to decode.
+# One trip to a thread costs about 0.2 ms: worth it for about this much to decode. Where nobody waits, it may
+# be more; then a trip takes a few milliseconds.
 DECODE_BYTES = 1 << 20
+DECODE_BYTES_AHEAD = 4 << 20
 DECODE_EXTENTS = 64
 READAHEAD_DECODED_RATIO = 4
 """A readahead window decodes to at most this many times its encoded size."""
@@ -238,7 +240,8 @@ class ChunkFetcher:
         try:
             data = memoryview(await self._request(start, end - start, ticket))
             async with trio.open_nursery() as nursery:
-                for batch in _batches(flights):
+                demanded = ticket.fetch_class is FetchClass.ON_DEMAND
+                for batch in _batches(flights, DECODE_BYTES if demanded else DECODE_BYTES_AHEAD):
                     nursery.start_soon(self._finish_batch, batch, data, start)
         except NydusError as error:
             self._errors += 1
@@ -324,12 +327,12 @@ class ChunkFetcher:
                 self._flights.fail(flight, error)
 
 
-def _batches(flights: Sequence[Flight]) -> list[list[Flight]]:
+def _batches(flights: Sequence[Flight], decoded_bytes: int) -> list[list[Flight]]:
     """Cuts a run into pieces that are worth a trip to a thread each."""
     batches: list[list[Flight]] = []
     decoded = 0
     for flight in flights:
-        if not batches or decoded >= DECODE_BYTES or len(batches[-1]) >= DECODE_EXTENTS:
+        if not batches or decoded >= decoded_bytes or len(batches[-1]) >= DECODE_EXTENTS:
             batches.append([])
             decoded = 0
         batches[-1].append(flight)

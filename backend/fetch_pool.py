@@ -17,13 +17,17 @@ from backend.priority import PriorityGate
 
 @dataclass(frozen=True, slots=True)
 class FetchOptions:
-    """Limits of a pool. `reserved` of the `connections` are kept for reads that somebody waits for."""
+    """Limits of a pool. `reserved` of the `connections` are kept for reads that somebody waits for.
+
+    Flushes wait so long because syncing takes the disk from readers; only a crash of the machine loses
+    what is not flushed, and it is fetched again then.
+    """
 
     connections: int = 12
     reserved: int = 4
     decode_threads: int = 0  # 0: one for each CPU
-    flush_interval_s: float = 0.5
-    flush_bytes: int = 64 << 20
+    flush_interval_s: float = 5.0
+    flush_bytes: int = 1 << 30
 
 
 class FetchPool:

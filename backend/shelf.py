@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from backend.cache import BlobCache, BlobShape, CachedBlob
+from backend.cache import BlobCache, BlobDescriptors, BlobShape, CachedBlob
 from rafs.record import FormatError
 
 log = logging.getLogger(__name__)
@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 class BlobShelf:
     """Hands out `CachedBlob`s by cache directory and blob, and closes each with its last user."""
 
-    def __init__(self, held: Mapping[str, tuple[int, int]] | None = None) -> None:
-        """`held`: data file and chunk map that an earlier process has left, by `key`; taken over."""
+    def __init__(self, held: Mapping[str, BlobDescriptors] | None = None) -> None:
+        """`held`: what an earlier process has left, by `key`; taken over."""
         self._held = dict(held or {})
         self._open: dict[str, tuple[CachedBlob, int]] = {}
         self._lock = threading.Lock()
@@ -58,7 +58,7 @@ class BlobShelf:
         try:
             if os.fstat(held[0]).st_size != shape.size_bytes:
                 raise FormatError("cache file", 0, f"{shape.size_bytes} bytes")
-            return CachedBlob.adopt(shape, *held)
+            return CachedBlob.adopt(shape, held)
         except (FormatError, OSError) as error:
             log.error("cache file of blob %s: %s; it was changed from outside", shape.blob_id[:12], error)
             raise

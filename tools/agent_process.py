@@ -34,6 +34,8 @@ from tools.logs import LogLevel, configure_logging
 from tools.mount_record import MountRecord, mount_files
 from tools.runtime import run_async
 
+SWITCH_INTERVAL_S = 0.0005
+"""Events are answered within microseconds; they must not wait 5 ms for a thread that decodes to yield."""
 NUMBERS_KEPT = 64
 """Descriptors below this are never events: what a successor opens before it knows of them must not clash."""
 
@@ -84,6 +86,7 @@ def serve(channel: socket.socket, options: argparse.Namespace) -> int:
     pending: list[Pending] = []
     takeover = take_over(channel, lambda entry: pending.extend(reserve(entry)))
     keep_low_numbers()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     keeper = SupervisedKeeper(channel, takeover.entries, lambda: respawn(options.run_dir))
     agent_options = AgentOptions(program_version(), ends_when_idle=options.ends_when_idle)
     agent = Agent(agent_options, keeper, takeover, pending, Records(options.run_dir))

@@ -92,7 +92,7 @@ class Agent:
         # The kernel asks a second time after a denial: together as long as one read may take.
         self._erofs = ErofsHost(keeper, self._watch, EventOptions(options.read_timeout_s / 2))
         held = {
-            str(entry.values["key"]): (entry.descriptors[0], entry.descriptors[1])
+            str(entry.values["key"]): (entry.descriptors[0], entry.descriptors[1], entry.descriptors[2])
             for entry in takeover.entries
             if entry.kind == KIND_BLOB
         }

@@ -49,17 +49,16 @@ class BlobDevice:
         is_ready = self.cached.is_ready
         return [number for number in self._chunks_in(offset, size) if not is_ready(number)]
 
-    def is_ready(self, offset: int, size: int) -> bool:
-        """Whether the kernel may read that range now."""
-        is_ready = self.cached.is_ready
-        return all(map(is_ready, self._chunks_in(offset, size)))
-
-    def note_read(self, offset: int, size: int) -> None:
-        """Tells readahead of a read of what is ready."""
-        for fetcher in self.fetchers[:1]:
-            fetcher.hits += 1
-            if fetcher.readahead.markers and (chunks := self._chunks_in(offset, size)):
-                fetcher.touch(chunks[0], chunks[-1])
+    def read_ready(self, offset: int, size: int) -> bool:
+        """Whether the kernel may read that range now; if so, it counts as read, and readahead is told."""
+        chunks = self._chunks_in(offset, size)
+        if not all(map(self.cached.is_ready, chunks)):
+            return False
+        fetcher = self.fetchers[0]
+        fetcher.hits += 1
+        if fetcher.readahead.markers and chunks:
+            fetcher.touch(chunks[0], chunks[-1])
+        return True
 
     async def fill(self, offset: int, size: int) -> None:
         """Makes the file whole from `offset` on for `size` bytes; whole chunks, and what readahead adds.

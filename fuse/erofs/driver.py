@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 
 KIND_EROFS = "erofs"
 KIND_BLOB = "blob"
-"""Data file and chunk map of a blob that is a device; both were opened before it was marked."""
+"""A blob that is a device: the descriptors of its `CachedBlob`, opened before it was marked."""
 KERNEL_MIN = (6, 15)
 """The first kernel whose pre-content events say which bytes are wanted."""
 READAHEAD_KIB = 1024
-"""As much as a chunk: measured in docs/decisions/004-readahead-of-erofs.md."""
+"""Measured: docs/decisions/004-readahead-of-erofs.md."""
 MOUNT_TRIES = 5
 LINGER_S = 0.01
 LINGER_MAX_S = 1.0

@@ -24,7 +24,7 @@ from fuse.erofs.fanotify import (
     allow,
     deny,
     remove_mark,
-    unpack_events,
+    unpack_event,
 )
 from fuse.erofs.journal import ATTEMPTS_MAX, Journal, Pending
 from fuse.errno_map import is_fault
@@ -81,7 +81,7 @@ class EventServer:
         device = self._devices.get(key)
         if device is None:
             device = self._devices[key] = BlobDevice(cached)
-            cached.on_flush.append(lambda: self.release_if_complete(cached))
+            cached.on_complete.append(lambda: self.release_if_complete(cached))
         device.is_watched = True
         device.fetchers.append(fetcher)
 
@@ -98,7 +98,7 @@ class EventServer:
         if device.fetchers:
             return False
         del self._devices[key]
-        cached.on_flush.clear()
+        cached.on_complete.clear()
         remove_mark(self._group, cached.descriptor)
         return True
 
@@ -144,8 +144,7 @@ class EventServer:
                 # EMFILE: the kernel has denied the event that it could not hand out.
                 log.warning("an event was lost, its reader gets an error: %s", error.strerror)
                 return
-            for event in unpack_events(data):
-                self._begin(nursery, event)
+            self._begin(nursery, unpack_event(data))
 
     def _begin(self, nursery: trio.Nursery, event: Event) -> None:
         if not event.mask & FAN_PRE_ACCESS or event.descriptor < 0:
@@ -155,11 +154,8 @@ class EventServer:
         device = self._devices.get(key)
         if device is None or not 0 < event.size <= RANGE_MAX_BYTES or status.st_size < device.size_bytes:
             self._refuse(event, key, device)
-        elif device.is_ready(event.offset, event.size):
-            device.note_read(event.offset, event.size)
+        elif device.read_ready(event.offset, event.size):
             self._answer(event.descriptor, allow(event.descriptor))
-            if device.is_watched and device.cached.is_complete():
-                self.release_if_complete(device.cached)
         else:
             self._journal.note(event.descriptor, *key, event.offset, event.size)
             nursery.start_soon(self._serve_later, device, key, event)

@@ -8,8 +8,7 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 FAN_CLOEXEC = 0x01
 FAN_NONBLOCK = 0x02
@@ -36,13 +35,11 @@ EVENT_SIZE = METADATA.size + RANGE.size
 assert METADATA.size == RANGE.size == 24
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """Somebody wants `size` bytes from `offset` of the file that `descriptor` has open, and waits."""
 
     mask: int
     descriptor: int
-    pid: int
     offset: int
     size: int
 
@@ -67,16 +64,13 @@ def remove_mark(group: int, descriptor: int) -> None:
             raise
 
 
-def unpack_events(data: bytes) -> Iterator[Event]:
-    """The events that one read gave."""
-    at = 0
-    while at < len(data):
-        length, _, _, header, mask, descriptor, pid = METADATA.unpack_from(data, at)
-        offset = size = 0
-        if length >= header + RANGE.size and data[at + header] == FAN_EVENT_INFO_TYPE_RANGE:
-            *_, offset, size = RANGE.unpack_from(data, at + header)
-        yield Event(mask, descriptor, pid, offset, size)
-        at += length
+def unpack_event(data: bytes) -> Event:
+    """The event that one read of `EVENT_SIZE` bytes gave; one without a range has the size 0."""
+    length, _, _, header, mask, descriptor, _ = METADATA.unpack_from(data)
+    if length != EVENT_SIZE or data[header] != FAN_EVENT_INFO_TYPE_RANGE:
+        return Event(mask, descriptor, 0, 0)
+    *_, offset, size = RANGE.unpack_from(data, header)
+    return Event(mask, descriptor, offset, size)
 
 
 def allow(descriptor: int) -> bytes:

@@ -107,7 +107,7 @@ async def test_flusher_marks_after_its_interval(tmp_path: Path, autojump_clock: 
     blob = big_blob(1)
     async with rig(tmp_path, blob) as r:
         await r.fetcher.ensure(0, 0)
-        await trio.sleep(1)  # of the mock clock
+        await trio.sleep(FetchOptions().flush_interval_s + 1)  # of the mock clock
         await trio.testing.wait_all_tasks_blocked()
         while r.cached.unmarked_bytes:  # the flush is in a real thread
             await trio.lowlevel.checkpoint()

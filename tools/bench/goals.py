@@ -13,6 +13,14 @@ MOUNT_WEIGHTS = "mount from a registry: weights"
 READ = "read: weights, 1 MiB at a time"
 METADATA = "metadata: tree of small files"
 
+DRIVERS_LARGE = "drivers: weights"
+DRIVERS_TREE = "drivers: tree of small files"
+
+DRIVER_EROFS = "nydus-py erofs"
+DRIVER_EROFS_LAZY = "nydus-py erofs, lazy"
+DRIVER_FUSE = "nydus-py fuse"
+DRIVER_PYFUSE3 = "nydus-py pyfuse3"
+EROFS_ALONE = "erofs without us"
 TAR_ZSTD = "tar | zstd -3 -T0"
 ZSTD = "zstd -3 -T0"
 SQUASHFS = "mksquashfs zstd"
@@ -26,13 +34,14 @@ MIB = 1 << 20
 class Goal:
     """A bound on a quantity of nydus-py: on its ratio to `beat`, or on itself when `beat` is None.
 
-    The bound is an upper one, or a lower one where higher is better.
+    The bound is an upper one, or a lower one where higher is better. `subject` is what has to reach it.
     """
 
     scene: str
     quantity: Quantity
     beat: str | None
     bound: float
+    subject: str = NYDUS
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +65,26 @@ GOALS = (
     Goal(READ, q.RATE_WARM, EXT4, 0.5),
     Goal(READ, q.RATE_REMOUNTED, EXT4, 0.5),
     Goal(METADATA, q.FIND_COLD, EXT4, 4.0),
+    # The kernel's EROFS as it would be without us; times are bounded from above, rates from below.
+    Goal(DRIVERS_LARGE, q.RATE_COLD, EROFS_ALONE, 0.95, DRIVER_EROFS),
+    Goal(DRIVERS_LARGE, q.RANDOM, EROFS_ALONE, 0.95, DRIVER_EROFS),
+    Goal(DRIVERS_LARGE, q.MAPPED, EROFS_ALONE, 0.95, DRIVER_EROFS),
+    Goal(DRIVERS_TREE, q.FIND_SIZES, EROFS_ALONE, 1 / 0.95, DRIVER_EROFS),
+    Goal(DRIVERS_TREE, q.READ_ALL_COLD, EROFS_ALONE, 1 / 0.95, DRIVER_EROFS),
+    Goal(DRIVERS_LARGE, q.RATE_COLD, EROFS_ALONE, 0.6, DRIVER_EROFS_LAZY),
+    Goal(DRIVERS_LARGE, q.MAPPED, EROFS_ALONE, 0.6, DRIVER_EROFS_LAZY),
+    Goal(DRIVERS_TREE, q.READ_ALL_COLD, EROFS_ALONE, 1 / 0.6, DRIVER_EROFS_LAZY),
+    Goal(DRIVERS_TREE, q.READ_ALL_WARM, EXT4, 1 / 0.8, DRIVER_FUSE),
+    Goal(DRIVERS_TREE, q.FIND_WARM, EXT4, 1 / 0.8, DRIVER_FUSE),
+    Goal(DRIVERS_LARGE, q.RANDOM_PINNED, DRIVER_PYFUSE3, 3.0, DRIVER_FUSE),
+    Goal(DRIVERS_LARGE, q.RATE_REMOUNTED, EXT4, 0.6, DRIVER_FUSE),
+    Goal(DRIVERS_LARGE, q.RATE_COLD, EXT4, 0.6, DRIVER_FUSE),
 )
 
 
 def judge(goal: Goal, ledger: Ledger) -> Verdict:
     """Compares the best samples with the goal."""
-    value = ledger.best(goal.scene, NYDUS, goal.quantity)
+    value = ledger.best(goal.scene, goal.subject, goal.quantity)
     if goal.beat is not None:
         other = ledger.best(goal.scene, goal.beat, goal.quantity)
         value = value / other if value is not None and other else None

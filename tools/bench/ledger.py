@@ -38,6 +38,11 @@ FIND_COLD = Quantity("find cold", "s")
 FIND_WARM = Quantity("find warm", "s")
 STAT_COLD = Quantity("stat cold", "s")
 STAT_WARM = Quantity("stat warm", "s")
+MAPPED = Quantity("mapped", "MB/s", higher_is_better=True)
+FIND_SIZES = Quantity("find + stat", "s")
+READ_ALL_COLD = Quantity("read all cold", "s")
+READ_ALL_WARM = Quantity("read all warm", "s")
+READ_ALL_PINNED = Quantity("same, one CPU", "s")
 SERVER_MEMORY = Quantity("server memory", "B")
 
 NYDUS = "nydus-py"

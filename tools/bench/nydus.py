@@ -44,12 +44,14 @@ class Nydus:
         shutil.rmtree(self.cache_dir, ignore_errors=True)
 
     @contextlib.contextmanager
-    def mounted(self, reference: str, mountpoint: Path, prefix: Sequence[str] = ()) -> Iterator[Path]:
+    def mounted(
+        self, reference: str, mountpoint: Path, prefix: Sequence[str] = (), options: Sequence[str] = ()
+    ) -> Iterator[Path]:
         """Mounts an image; unmounts it whatever happens. Raises `CommandFailed`."""
         mountpoint.mkdir(parents=True, exist_ok=True)
         try:
             run_measured(
-                [*prefix, *self.command("mount", reference, mountpoint)],
+                [*prefix, *self.command("mount", *options, reference, mountpoint)],
                 environment=self.environment(),
                 timeout_s=MOUNT_TIMEOUT_S,
             )
@@ -77,5 +79,5 @@ class Nydus:
             run_measured(command, environment=self.environment(), timeout_s=MOUNT_TIMEOUT_S)
         except CommandFailed:
             # Detaching it ends the process of the mount as soon as nobody uses it any more.
-            subprocess.run(["fusermount3", "-u", "-z", str(mountpoint)], check=False)
+            subprocess.run(["umount", "-l", str(mountpoint)], check=False)
             raise

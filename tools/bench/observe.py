@@ -36,14 +36,32 @@ def random_rate(path: Path, reads: int, seed: int, *, pinned: bool) -> float:
     return timed.reads / timed.seconds
 
 
+def mapped_rate(path: Path) -> float:
+    """MB/s (10^6 bytes) of one pass over a mapped file."""
+    timed = msgspec.json.decode(_run("mapped", path), type=_Timed)
+    return timed.bytes / timed.seconds / 1e6
+
+
 def stat_time_s(root: Path, names: Path) -> float:
     """Seconds to stat every file of a list."""
     return msgspec.json.decode(_run("stat", root, names), type=_Timed).seconds
 
 
+def read_all_time_s(root: Path, names: Path, *, pinned: bool = False) -> float:
+    """Seconds to open, read and close every file of a list."""
+    output = _run("read-all", root, names, prefix=PINNED if pinned else ())
+    return msgspec.json.decode(output, type=_Timed).seconds
+
+
 def find_time_s(root: Path) -> float:
     """Seconds of `find` over a tree; it prints the names of all files."""
     return run_measured(["find", root, "-type", "f"], timeout_s=WORKLOAD_TIMEOUT_S).wall_s
+
+
+def find_size_time_s(root: Path) -> float:
+    """Seconds of `find` over a tree that asks for the attributes of all files."""
+    command: list[str | Path] = ["find", root, "-type", "f", "-printf", "%s %p\\n"]
+    return run_measured(command, timeout_s=WORKLOAD_TIMEOUT_S).wall_s
 
 
 def tree_digest(root: Path, names: Path) -> str:

@@ -72,7 +72,7 @@ def compare_reads(scene: str, reading: Reading, volumes: Sequence[Volume], sourc
                 rate = observe.random_rate(root / source.name, reads, seed, pinned=bool(prefix))
                 note(quantity, rate)
                 if number == 0:
-                    _require_same(scene, volume, observe.file_digest(root / source.name), expected)
+                    require_same(scene, volume, observe.file_digest(root / source.name), expected)
 
         if memory is not None:
             note(q.SERVER_MEMORY, memory)
@@ -99,11 +99,12 @@ def compare_metadata(
                 ledger.add(scene, volume.name, warm, run(root))
         if number == 0:
             with volume.attach(()) as root:
-                _require_same(scene, volume, observe.tree_digest(root, names), expected)
+                require_same(scene, volume, observe.tree_digest(root, names), expected)
 
     interleave(scene, volumes, reading.rounds, measure, ledger)
 
 
-def _require_same(scene: str, volume: Volume, found: str, expected: str) -> None:
+def require_same(scene: str, volume: Volume, found: str, expected: str) -> None:
+    """Raises `ContentsDiffer` unless what was read is what was put in."""
     if found != expected:
         raise ContentsDiffer(what=f"{scene}: {volume.name}", found=found, expected=expected)

@@ -2,6 +2,7 @@
 
 import enum
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,10 +19,13 @@ from tools.bench.contestants import (
     file_builders,
     tree_builders,
 )
+from tools.bench.drivers import DriverContest, compare_large, compare_tree
 from tools.bench.goals import (
     BUILD_TEXT,
     BUILD_TREE,
     BUILD_WEIGHTS,
+    DRIVERS_LARGE,
+    DRIVERS_TREE,
     EXT4,
     METADATA,
     MOUNT_TREE,
@@ -52,6 +56,7 @@ class Stage(enum.StrEnum):
     MOUNT = "mount"
     READ = "read"
     METADATA = "metadata"
+    DRIVERS = "drivers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,9 @@ class Bench:
         """Runs the stages; the ledger knows what failed. Raises `ContentsDiffer`."""
         if Stage.BUILD in stages:
             self._attempt("build", self._build)
-        if stages - {Stage.BUILD}:
+        if Stage.DRIVERS in stages:
+            self._attempt("drivers", self._drivers)
+        if stages - {Stage.BUILD, Stage.DRIVERS}:
             self._attempt("mount, read and metadata", lambda: self._with_registry(stages))
 
     def _attempt(self, what: str, stage: Callable[[], None]) -> None:
@@ -96,6 +103,26 @@ class Bench:
             (BUILD_TEXT, self._text_builders(), self.inputs.text.stat().st_size),
         ):
             compare_builds(scene, builders, size, rounds, self.ledger, self.tell)
+
+    def _drivers(self) -> None:
+        """The drivers side by side, on images without compression in a directory: what the drivers cost."""
+        if reason := _no_mounts() or (os.geteuid() and "mounting EROFS needs root"):
+            self.ledger.miss("drivers", str(reason))
+            return
+        place = self.directory / "drivers"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        try:
+            for scene, source, compare, files in (
+                (DRIVERS_LARGE, self.inputs.weights_dir, compare_large, 1),
+                (DRIVERS_TREE, self.inputs.tree, compare_tree, self.profile.files),
+            ):
+                contest = DriverContest(scene, place, source, self.nydus, files, self.tell)
+                volumes = contest.volumes()
+                compare(scene, self._reading(), volumes, source, self.inputs.names)
+        finally:
+            self.nydus.forget()
+            shutil.rmtree(place, ignore_errors=True)
 
     def _with_registry(self, stages: frozenset[Stage]) -> None:
         if reason := _no_mounts():

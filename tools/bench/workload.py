@@ -5,6 +5,7 @@ Only the work itself is timed, not the start of the interpreter. The result is o
 
 import hashlib
 import json
+import mmap
 import os
 import random
 import sys
@@ -41,6 +42,34 @@ def read_randomly(path: str, count: str, seed: str) -> dict[str, float]:
     return {"reads": len(chosen), "seconds": time.perf_counter() - start}
 
 
+def read_mapped(path: str) -> dict[str, float]:
+    """Copies a file out of a mapping of it, 1 MiB at a time."""
+    buffer = bytearray(os.urandom(BLOCK_BYTES))
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+        size = len(mapping)
+        start = time.perf_counter()
+        for offset in range(0, size, BLOCK_BYTES):
+            block = mapping[offset : offset + BLOCK_BYTES]
+            buffer[: len(block)] = block
+        seconds = time.perf_counter() - start
+    return {"bytes": size, "seconds": seconds}
+
+
+def read_all(root: str, names: str) -> dict[str, float]:
+    """Opens, reads and closes every file of a list."""
+    with open(names) as file:
+        paths = file.read().splitlines()
+    os.chdir(root)
+    buffer = bytearray(os.urandom(BLOCK_BYTES))
+    start = time.perf_counter()
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        while os.readv(fd, [buffer]) == BLOCK_BYTES:
+            pass
+        os.close(fd)
+    return {"files": len(paths), "seconds": time.perf_counter() - start}
+
+
 def stat_all(root: str, names: str) -> dict[str, float]:
     """Asks for the attributes of every file of a list, without listing directories."""
     with open(names) as file:
@@ -74,7 +103,9 @@ def digest_file(path: str) -> dict[str, str]:
 KINDS: dict[str, Callable[..., dict[str, float] | dict[str, str]]] = {
     "sequential": read_sequentially,
     "random": read_randomly,
+    "mapped": read_mapped,
     "stat": stat_all,
+    "read-all": read_all,
     "digest-tree": digest_files,
     "digest-file": digest_file,
 }

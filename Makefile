@@ -7,18 +7,19 @@ SOURCES := rafs fuse builder backend tools tests
 
 BUILD_PACKAGES := python3-venv python3-dev gcc pkg-config libfuse3-dev fuse3
 DEMO_PACKAGES := $(BUILD_PACKAGES) docker-registry
-TEST_PACKAGES := $(DEMO_PACKAGES) skopeo umoci erofs-utils attr zstd nginx-light openssl
+TEST_PACKAGES := $(DEMO_PACKAGES) skopeo umoci erofs-utils attr zstd nginx-light openssl busybox-static e2fsprogs
 BENCH_PACKAGES := $(DEMO_PACKAGES) erofs-utils squashfs-tools zstd
 
-.PHONY: help demo test test-all check bench fuzz fmt docs clean
+.PHONY: help demo test test-all check bench chaos fuzz fmt docs clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo      build, push, mount lazily and read a real tree'
 	@echo 'make test      formatting, linters, types, then unit to integration tests'
-	@echo 'make test-all  the same and the fuzz targets for a minute each'
+	@echo 'make test-all  the same, the fuzz targets for a minute each, and chaos'
 	@echo 'make check     formatting, linters and types only'
 	@echo 'make bench     measure against tar, mkfs.erofs, squashfs and ext4'
+	@echo 'make chaos     200 SIGKILLs of the agent under verifying readers, for erofs and for fuse (5 minutes)'
 	@echo 'make fuzz      fuzz every parser (FUZZ_SECONDS=60 each)'
 	@echo 'make fmt       format and fix;  make docs: write docs/errors.md again'
 
@@ -28,7 +29,7 @@ demo: $(VENV)/.demo-packages $(VENV)/.installed
 test: $(VENV)/.test-packages check
 	$(PYTEST)
 
-test-all: test fuzz
+test-all: test fuzz chaos
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
@@ -38,6 +39,11 @@ check: $(VENV)/.installed-test
 
 bench: $(VENV)/.bench-packages $(VENV)/.installed-bench
 	$(BIN)/python -m tools.bench $(BENCH_ARGS)
+
+CHAOS_ARGS ?= --kills 200 --seconds 118
+chaos: $(VENV)/.test-packages $(VENV)/.installed-test
+	$(BIN)/python -m tests.stress.chaos --driver erofs $(CHAOS_ARGS)
+	$(BIN)/python -m tests.stress.chaos --driver fuse $(CHAOS_ARGS)
 
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.installed-fuzz

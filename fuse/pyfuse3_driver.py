@@ -18,7 +18,8 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from fuse.errno_map import errno_of, is_fault
+from fuse.errno_map import errno_of
+from fuse.failure_log import FailureLog
 from fuse.filesystem import ImageFilesystem, OpenFile
 from fuse.inodetable import Attributes, Directory
 from fuse.mountpoint import MountFailed
@@ -99,17 +100,11 @@ class ImageOperations(pyfuse3.Operations):
         self._absent = pyfuse3.EntryAttributes()
         self._absent.st_ino = pyfuse3.InodeT(0)
         self._absent.entry_timeout = FOREVER_S
-        self._told: set[tuple[str, type[BaseException]]] = set()
+        self._failures = FailureLog(log)
 
     def failure(self, operation: str, error: Exception) -> pyfuse3.FUSEError:
         """The answer for an exception; tells of the first one of its kind."""
-        kind = (operation, type(error))
-        if kind not in self._told:
-            self._told.add(kind)
-            if is_fault(error):
-                log.error("fault in %s", operation, exc_info=error)
-            else:
-                log.warning("%s failed: %s; further failures of this kind are counted only", operation, error)
+        self._failures.note(operation, error)
         return pyfuse3.FUSEError(errno_of(error))
 
     @answered

@@ -4,6 +4,7 @@ Concurrency: `run` is one task. It opens the image, lets a driver mount it, and 
 it gives everything back; when it is cancelled it gives nothing back: a successor goes on.
 """
 
+import contextlib
 import datetime
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -78,10 +79,10 @@ class LiveMount:
         mount = self._mount
         return describe(self._image, self.mountpoint, mount.name, self._since, self._remark, mount.state)
 
-    async def run(self, started: Callable[[], None]) -> None:
-        """Mounts, calls `started`, and returns when the mount is gone.
+    async def run(self, changed: Callable[[], None]) -> None:
+        """Mounts, calls `changed`, and again when nothing is left to fetch; returns when the mount is gone.
 
-        Raises, before `started`, what is wrong with image, mount point or drivers.
+        Raises, before the first `changed`, what is wrong with image, mount point or drivers.
         """
         try:
             async with open_store(parse_reference(self.request.reference), self._registry_options()) as store:
@@ -94,18 +95,27 @@ class LiveMount:
                 self._metadata = metadata
                 async with open_image(store, metadata, self._cache_dir, self._shelf, FetchOptions()) as image:
                     self._image = image
-                    await self._live(image, started)
+                    await self._live(image, changed)
         finally:
             self.ended.set()
 
-    async def _live(self, image: OpenedImage, started: Callable[[], None]) -> None:
+    async def _live(self, image: OpenedImage, changed: Callable[[], None]) -> None:
         mount = self._adopt(image) if self._adopted else await self._attach(image)
         self._mount = mount
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(prefetch, image.bootstrap, image.fetchers, self.request.prefetch)
-            started()
-            await mount.serve()
-            nursery.cancel_scope.cancel()
+
+        def tell_if_complete() -> None:
+            if image.is_complete():
+                changed()
+
+        with contextlib.ExitStack() as hooks:
+            for fetcher in image.fetchers.values():
+                fetcher.cached.on_complete.append(tell_if_complete)
+                hooks.callback(fetcher.cached.on_complete.remove, tell_if_complete)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(prefetch, image.bootstrap, image.fetchers, self.request.prefetch)
+                changed()
+                await mount.serve()
+                nursery.cancel_scope.cancel()
         await mount.release()
         await self._keeper.release(entry_name(self.mountpoint))
 

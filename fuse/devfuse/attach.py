@@ -112,7 +112,9 @@ def negotiate(device: int, mountpoint: Path, *, passthrough: bool) -> Connection
 
     Asks for as little traffic as a read-only image needs. Raises `MountFailed`.
     """
-    if not select.select([device], [], [], INIT_TIMEOUT_S)[0]:
+    waiting = select.poll()  # not select(2), which knows no descriptor above 1023
+    waiting.register(device, select.POLLIN)
+    if not waiting.poll(INIT_TIMEOUT_S * 1000):
         raise MountFailed(directory=mountpoint, why="the kernel does not begin")
     request = os.read(device, READ_BUFFER_MIN)
     _, opcode, unique, *_ = IN_HEADER.unpack_from(request)

@@ -113,6 +113,7 @@ def attributes(found: Attributes) -> bytes:
     """fuse_attr of an inode."""
     size = found.size
     seconds, rest = divmod(found.mtime_ns, NSEC)
+    seconds &= 0xFFFF_FFFF_FFFF_FFFF  # the kernel takes it for a signed number: before 1970
     # Readers take the block size as their buffer size: a large one pays for large files only.
     block_size = 131072 if size >= LARGE_FILE_BYTES else 4096
     return ATTR.pack(

@@ -31,7 +31,8 @@ from fuse.devfuse.wire import (
     RESENT,
     Opcode,
 )
-from fuse.errno_map import errno_of, is_fault
+from fuse.errno_map import errno_of
+from fuse.failure_log import FailureLog
 from fuse.filesystem import ImageFilesystem, OpenFile
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class RequestServer:
         self._opens = opens
         self._files: dict[int, OpenFile] = {}
         self._waiting: dict[int, trio.CancelScope] = {}
-        self._told: set[tuple[str, type[BaseException]]] = set()
+        self._failures = FailureLog(log)
         self._nursery: trio.Nursery | None = None
         self._running = 0
         self._ended = trio.Event()
@@ -256,13 +257,7 @@ class RequestServer:
 
     def _fail(self, unique: int, operation: str, error: Exception) -> None:
         """Answers with the errno of an exception; logs the first one of its kind."""
-        kind = (operation, type(error))
-        if kind not in self._told:
-            self._told.add(kind)
-            if is_fault(error):
-                log.error("fault in %s", operation, exc_info=error)
-            else:
-                log.warning("%s failed: %s; further failures of this kind are counted only", operation, error)
+        self._failures.note(operation, error)
         self._write(OUT_HEADER.pack(REPLY_HEAD, -errno_of(error), unique))
 
     def _write(self, *parts: bytes | memoryview | bytearray) -> None:

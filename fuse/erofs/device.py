@@ -1,7 +1,7 @@
 """One device of EROFS mounts: the cache file of a blob, and who can fetch what it lacks."""
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import trio
@@ -34,8 +34,10 @@ class BlobDevice:
     different sources.
     """
 
-    def __init__(self, cached: CachedBlob) -> None:
+    def __init__(self, cached: CachedBlob, release: Callable[[], None]) -> None:
+        """`release` stops the watch when nothing is lacking any more."""
         self.cached = cached
+        self.release = release
         self.fetchers: list[ChunkFetcher] = []
         self.is_watched = True
 

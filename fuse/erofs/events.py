@@ -27,7 +27,7 @@ from fuse.erofs.fanotify import (
     unpack_event,
 )
 from fuse.erofs.journal import ATTEMPTS_MAX, Journal, Pending
-from fuse.errno_map import is_fault
+from fuse.failure_log import FailureLog
 from fuse.filesystem import ReadTimeout
 from rafs.errors import NydusError
 
@@ -66,7 +66,7 @@ class EventServer:
         self._devices: dict[FileKey, BlobDevice] = {}
         self._waiting = 0
         self._has_room = trio.Event()
-        self._told: set[tuple[FileKey, type[BaseException]]] = set()
+        self._failures = FailureLog(log)
         self.answered = self.filled = self.denied = 0
 
     # -- devices
@@ -80,8 +80,9 @@ class EventServer:
         add_mark(self._group, cached.descriptor)
         device = self._devices.get(key)
         if device is None:
-            device = self._devices[key] = BlobDevice(cached)
-            cached.on_complete.append(lambda: self.release_if_complete(cached))
+            device = BlobDevice(cached, lambda: self.release_if_complete(cached))
+            self._devices[key] = device
+            cached.on_complete.append(device.release)
         device.is_watched = True
         device.fetchers.append(fetcher)
 
@@ -98,7 +99,7 @@ class EventServer:
         if device.fetchers:
             return False
         del self._devices[key]
-        cached.on_complete.clear()
+        cached.on_complete.remove(device.release)
         remove_mark(self._group, cached.descriptor)
         return True
 
@@ -162,7 +163,8 @@ class EventServer:
 
     def _refuse(self, event: Event, key: FileKey, device: BlobDevice | None) -> None:
         if device is not None and os.fstat(event.descriptor).st_size < device.size_bytes:
-            self._tell(key, DeviceShortened(blob_id=device.cached.shape.blob_id[:12]))
+            error = DeviceShortened(blob_id=device.cached.shape.blob_id[:12])
+            self._failures.note("a read", error, key)
         # Without a size it is no read: somebody wants to shorten the file.
         number = errno.EIO if event.size else errno.EPERM
         self.denied += 1
@@ -196,7 +198,7 @@ class EventServer:
             raise ReadTimeout(size=size, offset=offset, timeout_s=self._options.timeout_s)
         except Exception as error:
             self.denied += 1
-            self._tell(key, error)
+            self._failures.note("a read", error, key)
             number = error.errno if isinstance(error, NydusError) else errno.EIO
             return number if number in DENIALS else errno.EIO
 
@@ -211,17 +213,6 @@ class EventServer:
         finally:
             self._journal.clear(descriptor)
             os.close(descriptor)
-
-    def _tell(self, key: FileKey, error: Exception) -> None:
-        """Logs the first error of each kind for each file."""
-        kind = (key, type(error))
-        if kind in self._told:
-            return
-        self._told.add(kind)
-        if is_fault(error):
-            log.error("fault while a device was filled", exc_info=error)
-        else:
-            log.warning("a read failed: %s; further failures of this kind are counted only", error)
 
 
 class EventsLost(NydusError):

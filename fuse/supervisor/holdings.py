@@ -39,13 +39,13 @@ class Entry:
 class Holdings:
     """The entries, by name, in the order in which they came."""
 
-    def __init__(self, store: StoreHook | None = None) -> None:
-        """`store` is called for every descriptor that comes or goes."""
+    def __init__(self, store: StoreHook | None = None, index: int = -1) -> None:
+        """`store` is called for every descriptor that comes or goes; `index`: see `restore`."""
         self._entries: dict[str, Entry] = {}
         self._store = store
         self._next_number = 0
-        self._index = -1
-        if store is not None:
+        self._index = index
+        if store is not None and index < 0:
             self._index = os.memfd_create(INDEX_NAME, os.MFD_CLOEXEC)
             store(INDEX_NAME, self._index)
 
@@ -79,13 +79,13 @@ class Holdings:
             close_all(entry.descriptors)
             self._write_index()
 
-    def restore(self, index: int, stored: Mapping[str, int]) -> None:
-        """Takes over what an earlier supervisor stored: its memory file, and descriptors by store name.
+    def restore(self, stored: Mapping[str, int]) -> None:
+        """Takes over what an earlier supervisor stored: descriptors by name; the index says what they are.
 
         An entry that has lost a descriptor is dropped, with those it has left.
         """
-        size = os.fstat(index).st_size
-        for item in json.loads(os.pread(index, size, 0) or b"[]"):
+        size = os.fstat(self._index).st_size
+        for item in json.loads(os.pread(self._index, size, 0) or b"[]"):
             number = int(item["number"])
             names = [_store_name(number, place) for place in range(int(item["count"]))]
             descriptors = [stored[name] for name in names if name in stored]

@@ -42,11 +42,10 @@ def main(arguments: Sequence[str]) -> int:
     become_reaper()
     passed = passed_descriptors(os.environ)
     manager = ServiceManager(os.environ.get("NOTIFY_SOCKET"))
-    holdings = Holdings(manager.store if manager.is_there else None)
-    index = passed.pop(INDEX_NAME, None)
-    if index is not None:
-        holdings.restore(index, passed)
-        os.close(index)
+    index = passed.pop(INDEX_NAME, -1)
+    holdings = Holdings(manager.store if manager.is_there else None, index)
+    if index >= 0:
+        holdings.restore(passed)
     supervisor = Supervisor(command, holdings, manager)
     if own[1:2] == ["--adopt"]:
         supervisor.adopt(int(own[2]), socket.socket(fileno=int(own[3])))

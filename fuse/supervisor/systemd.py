@@ -1,5 +1,6 @@
 """The few words of sd_notify(3) and sd_listen_fds(3) that the supervisor speaks."""
 
+import array
 import contextlib
 import os
 import socket
@@ -22,11 +23,18 @@ class ServiceManager:
         """Whether somebody listens."""
         return self._socket is not None
 
+    def close(self) -> None:
+        """Closes the socket."""
+        if self._socket is not None:
+            self._socket.close()
+
     def notify(self, text: str, *descriptors: int) -> None:
         """Sends a notification. That systemd does not take it must not stop anything."""
         if self._socket is not None:
+            # Not by socket.send_fds: it does not heed the address (Python 3.11).
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
             with contextlib.suppress(OSError):
-                socket.send_fds(self._socket, [text.encode()], list(descriptors), 0, self._address)
+                self._socket.sendmsg([text.encode()], rights if descriptors else [], 0, self._address)
 
     def store(self, name: str, descriptor: int | None) -> None:
         """Has a descriptor stored under a name, or (None) the name forgotten."""

@@ -27,6 +27,7 @@ from fuse.erofs.fanotify import (
     unpack_event,
 )
 from fuse.erofs.journal import ATTEMPTS_MAX, Journal, Pending
+from fuse.erofs.lengths import LengthWatch
 from fuse.failure_log import FailureLog
 from fuse.filesystem import ReadTimeout
 from rafs.errors import NydusError
@@ -64,6 +65,7 @@ class EventServer:
         self._options = options
         self._adopted = list(adopted)
         self._devices: dict[FileKey, BlobDevice] = {}
+        self._lengths = LengthWatch(self._on_change)
         self._waiting = 0
         self._has_room = trio.Event()
         self._failures = FailureLog(log)
@@ -99,6 +101,7 @@ class EventServer:
         if device.fetchers:
             return False
         del self._devices[key]
+        self._lengths.remove(cached.descriptor)
         cached.on_complete.remove(device.release)
         remove_mark(self._group, cached.descriptor)
         return True
@@ -110,21 +113,25 @@ class EventServer:
         """
         device = self._devices.get(_key(cached.descriptor))
         if device is not None and device.is_watched and cached.is_complete():
+            self._lengths.add(cached.descriptor)
             device.is_watched = False
             remove_mark(self._group, cached.descriptor)
 
-    def watch_again(self, cached: CachedBlob) -> None:
-        """Watches a file again whose mark was removed. Raises `OSError`."""
-        device = self._devices.get(_key(cached.descriptor))
-        if device is not None and not device.is_watched:
+    def _on_change(self, descriptor: int) -> None:
+        """Watches a file again that somebody has shortened: what it lacks must not be read as zeros."""
+        device = self._devices.get(_key(descriptor))
+        if device is not None and os.fstat(descriptor).st_size < device.size_bytes:
             device.is_watched = True
-            add_mark(self._group, cached.descriptor)
+            add_mark(self._group, descriptor)
+            error = DeviceShortened(blob_id=device.cached.shape.blob_id[:12])
+            log.error("%s", error)
 
     # -- events
 
     async def serve(self) -> None:
         """Answers events until cancelled; what is unanswered then stays in the journal."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._lengths.run)
             for pending in self._adopted:
                 nursery.start_soon(self._serve_adopted, pending)
             while True:

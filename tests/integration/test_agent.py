@@ -199,6 +199,22 @@ def test_an_idle_agent_takes_no_time_and_little_memory(machine: Machine, image: 
     machine.nydus("umount", machine.directory / "mnt")
 
 
+def test_an_agent_of_its_own_stays_when_nothing_is_mounted(machine: Machine, image: str) -> None:
+    with subprocess.Popen(
+        machine.command("agent"), env=machine.environment, stderr=subprocess.DEVNULL
+    ) as agent:
+        try:
+            wait_until(lambda: serving_agent(machine) is not None)
+            machine.nydus("mount", image, machine.directory / "mnt")
+            machine.nydus("umount", machine.directory / "mnt")
+            assert machine.run("agent", "--upgrade").returncode == 0
+            agent.terminate()
+            assert agent.wait(DEADLINE_S) == 0
+        finally:
+            agent.kill()
+    wait_until(lambda: processes(machine) == [])
+
+
 def test_no_agent_to_upgrade_and_one_too_many(machine: Machine, image: str) -> None:
     assert machine.failure("agent", "--upgrade")[0] == 98
     machine.nydus("mount", image, machine.directory / "mnt")

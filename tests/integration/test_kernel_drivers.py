@@ -19,6 +19,9 @@ import trio
 
 from backend.contract import BackendError
 from fuse.erofs.driver import ErofsHost, ErofsUnavailable
+from fuse.erofs.events import EventOptions, EventServer, EventsLost
+from fuse.erofs.fanotify import METADATA
+from fuse.erofs.journal import Journal, create_memory
 from fuse.mountpoint import MountBusy
 from rafs.codec import Compressor
 from tests.integration.kernel_drivers import driven, need_erofs_events
@@ -32,6 +35,7 @@ pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
 T = TypeVar("T")
 MIB = 1 << 20
+ROOT = Path(__file__).parents[2]
 BUSYBOX = Path("/bin/busybox")
 
 
@@ -282,6 +286,47 @@ async def test_a_device_that_is_shortened_gives_errors_and_no_zeros(tmp_path: Pa
             with pytest.raises(OSError) as caught:
                 await outside((live.path / name).read_bytes)
             assert caught.value.errno == errno.EIO
+
+
+@pytest.mark.logs_warning
+async def test_a_complete_device_that_is_shortened_gives_errors_and_no_zeros(tmp_path: Path) -> None:
+    need_erofs_events()
+    store = make_store(tmp_path / "made", directory({b"f": file(noise(3 * MIB))}))
+    async with driven(tmp_path, store, "erofs") as live:
+        assert await outside((live.path / "f").read_bytes) == noise(3 * MIB)
+        assert live.image.is_complete()
+        (device,) = (tmp_path / "cache" / "blobs").glob("*.blob.data")
+        await outside(lambda: os.close(os.open(device, os.O_WRONLY | os.O_TRUNC)))
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        await outside(drop_caches)
+        with pytest.raises(OSError) as caught:
+            await outside((live.path / "f").read_bytes)
+        assert caught.value.errno == errno.EIO
+
+
+async def test_without_the_capability_erofs_is_refused_with_the_reason() -> None:
+    if shutil.which("setpriv") is None:
+        pytest.skip("not installed: setpriv")
+    code = "from fuse.erofs.fanotify import create_group; create_group()"
+    command = ["setpriv", "--bounding-set=-sys_admin", sys.executable, "-c", code]
+    done = await outside(
+        lambda: subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    )
+    assert done.stderr.splitlines()[-1].startswith("PermissionError")
+
+
+async def test_a_lost_event_ends_the_agent_instead_of_a_hang(tmp_path: Path) -> None:
+    """An overflow has no descriptor to answer: the successor denies what was lost."""
+    overflow = METADATA.pack(24, 3, 0, 24, 0x4000, -1, 0)
+    read_end, write_end = os.pipe2(os.O_NONBLOCK)
+    memory = create_memory()
+    os.write(write_end, overflow)
+    server = EventServer(read_end, Journal(memory), EventOptions())
+    with pytest.raises(ExceptionGroup) as caught:
+        await server.serve()
+    assert isinstance(caught.value.exceptions[0], EventsLost)
+    for descriptor in (read_end, write_end, memory):
+        os.close(descriptor)
 
 
 @contextmanager

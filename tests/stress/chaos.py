@@ -69,6 +69,8 @@ def make_source(root: Path, large_bytes: int) -> None:
 def serving_agent(machine: Machine) -> int | None:
     """The agent that serves or is about to: the youngest child of the supervisor, behind the template."""
     lock = machine.directory / "run" / "agent.lock"
+    if not lock.exists():
+        return None
     for line in Path("/proc/locks").read_text().splitlines():
         fields = line.split()
         if fields[1] == "FLOCK" and fields[5].endswith(f":{lock.stat().st_ino}"):

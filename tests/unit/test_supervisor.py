@@ -1,7 +1,9 @@
 """The supervisor with agents of a few lines: who is started when, and what it is given."""
 
+import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ import pytest
 
 from fuse.supervisor.launch import supervisor_command
 from fuse.supervisor.listener import is_served
+from fuse.supervisor.systemd import FIRST_PASSED
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 30.0
@@ -65,7 +68,9 @@ HOLD = """
 class Supervised:
     """A running supervisor and the facts that its agents have written."""
 
-    def __init__(self, directory: Path, prelude: str, body: str) -> None:
+    def __init__(
+        self, directory: Path, prelude: str, body: str, environment: dict[str, str] | None = None
+    ) -> None:
         self.directory = directory
         self.facts_path = directory / "facts"
         self.facts_path.touch()
@@ -73,9 +78,26 @@ class Supervised:
         script.write_text(
             AGENT.format(root=str(ROOT), facts=str(self.facts_path), prelude=prelude, body=body)
         )
-        command = supervisor_command(directory, [sys.executable, str(script)])
-        with (directory / "log").open("wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/")
+        self.command = supervisor_command(directory, [sys.executable, str(script)])
+        self.start(environment or {})
+
+    def start(self, environment: dict[str, str], stored: dict[str, int] | None = None) -> None:
+        """Starts a supervisor, with what a service manager has stored for it."""
+        stored = stored or {}
+        script = 'exec "$@"'
+        if stored:
+            numbers = " ".join(f"{place}<&{fd}" for place, fd in enumerate(stored.values(), FIRST_PASSED))
+            names = ":".join(stored)
+            script = f'LISTEN_PID=$$ LISTEN_FDS={len(stored)} LISTEN_FDNAMES={names} exec "$@" {numbers}'
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                ["bash", "-c", script, "bash", *self.command],
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env={**os.environ, **environment},
+                pass_fds=list(stored.values()),
+            )
 
     def facts(self, kind: str) -> list[list[str]]:
         """The lines of one kind, without it."""
@@ -174,6 +196,47 @@ def test_a_second_supervisor_of_the_same_directory_ends(supervised: Supervised) 
     supervised.wait_for("agent", 1)
     command = supervisor_command(supervised.directory, ["/bin/false"])
     assert subprocess.run(command, check=False, timeout=DEADLINE_S).returncode == 0
+
+
+@pytest.mark.parametrize("supervised", [("", HOLD + SERVE)], indirect=True)
+def test_a_killed_supervisor_gets_everything_back_from_systemd(
+    tmp_path_factory: pytest.TempPathFactory, supervised: Supervised
+) -> None:
+    supervised.end()
+    directory = tmp_path_factory.mktemp("systemd")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(directory / "notify"))
+        systemd.settimeout(DEADLINE_S)
+        environment = {"NOTIFY_SOCKET": str(directory / "notify")}
+        second = Supervised(directory, "", HOLD + SERVE, environment)
+        try:
+            stored = store_like_systemd(systemd)
+            second.wait_for("held", 1)
+            # Far from the numbers that the successor finds them at.
+            high = {name: fcntl.fcntl(fd, fcntl.F_DUPFD, 200) for name, fd in stored.items()}
+            (agent,) = second.facts("agent")
+            second.process.kill()
+            second.process.wait()
+            second.start(environment, high)
+            os.kill(int(agent[0]), signal.SIGKILL)
+            assert second.wait_for("agent", 2)[1][2] == "[('listener', 1), ('m', 1)]"
+        finally:
+            second.end()
+            for descriptor in (*stored.values(), *high.values()):
+                os.close(descriptor)
+
+
+def store_like_systemd(systemd: socket.socket) -> dict[str, int]:
+    """What the supervisor has stored by the time that it says READY, and the entry `m` behind it."""
+    stored: dict[str, int] = {}
+    ready = False
+    while not (ready and len(stored) >= 5):  # index, listener, channel and pidfd of the agent, m
+        data, descriptors, _, _ = socket.recv_fds(systemd, 4096, 4)
+        lines = dict(line.split("=", 1) for line in data.decode().splitlines())
+        ready = ready or "READY" in lines
+        if "FDSTORE" in lines:
+            stored[lines["FDNAME"]] = descriptors[0]
+    return stored
 
 
 def test_it_is_small(supervised: Supervised) -> None:

@@ -27,9 +27,9 @@ from fuse.devfuse.driver import adopt_fuse, attach_fuse
 from fuse.driver import DriverMount, DriverOptions
 from fuse.erofs.driver import KIND_EROFS, ErofsHost, ErofsUnavailable
 from fuse.image import OpenedImage, open_image
-from fuse.keeper import HeldEntry, Keeper
+from fuse.keeper import HeldEntry, Keeper, NotHeld
 from fuse.mount_status import SessionStatus, describe
-from fuse.mountpoint import FuseUnavailable, MountFailed, prepare_mountpoint
+from fuse.mountpoint import FuseUnavailable, MountFailed, prepare_mountpoint, unmount
 from rafs.errors import NydusError
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,14 @@ class LiveMount:
             with trio.CancelScope(shield=True):
                 await self._keeper.release(entry_name(self.mountpoint))
             raise
-        await self._hold_mounted(mount)
+        try:
+            await self._keep((), is_mounted=True)
+        except NotHeld:
+            # Unfelt deaths cannot be promised: better not mounted at all.
+            await trio.to_thread.run_sync(lambda: unmount(self.mountpoint, lazy=True))
+            await mount.serve()
+            await mount.release()
+            raise
         return mount
 
     def _adopt(self, image: OpenedImage) -> DriverMount:
@@ -172,9 +179,6 @@ class LiveMount:
     async def _hold(self, kind: str, values: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
         self._driver_kind, self._driver_values = kind, dict(values)
         await self._keep(descriptors, is_mounted=False)
-
-    async def _hold_mounted(self, mount: DriverMount) -> None:
-        await self._keep((), is_mounted=True)
 
     async def _keep(self, descriptors: Sequence[int], *, is_mounted: bool) -> None:
         assert self._metadata is not None

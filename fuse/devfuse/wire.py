@@ -95,7 +95,6 @@ class OpenFlags(enum.IntFlag):
 
 
 FUSE_DEV_IOC_BACKING_OPEN = 0x4010E501
-FUSE_DEV_IOC_BACKING_CLOSE = 0x4004E502
 BACKING_MAP = struct.Struct("=iIQ")
 """fuse_backing_map: descriptor, flags, padding."""
 

@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from fuse.image import OpenedImage
 from fuse.keeper import HeldEntry, Keeper
 from fuse.mount_table import find_mount
 from fuse.mount_watch import MountWatch
-from fuse.mountpoint import unmount
+from fuse.mountpoint import NothingMounted, unmount
 from fuse.supervisor.holdings import KIND_EVENTS
 from rafs.errors import NydusError
 from rafs.record import BLOCK_SIZE
@@ -127,8 +127,9 @@ class ErofsHost:
             try:
                 async with self._devices(mount) as devices:
                     await hold(KIND_EROFS, {"superblock": ""})
-                    mount.superblock = await self._mount(image, mountpoint, devices)
-                    await hold(KIND_EROFS, {"superblock": mount.superblock})
+                    async with _unmounted_on_failure(mountpoint):
+                        mount.superblock = await self._mount(image, mountpoint, devices)
+                        await hold(KIND_EROFS, {"superblock": mount.superblock})
             except OSError as error:
                 raise ErofsUnavailable(why=_reason(error, image.cache_dir)) from error
         await trio.to_thread.run_sync(_set_readahead, mount.superblock)
@@ -213,6 +214,17 @@ class ErofsHost:
                 return new.pop()
             await trio.to_thread.run_sync(unmount, mountpoint)
         raise OSError(errno.EBUSY, "others mount EROFS all the time")
+
+
+@asynccontextmanager
+async def _unmounted_on_failure(mountpoint: Path) -> AsyncIterator[None]:
+    """Leaves nothing mounted when the block fails: its devices are about to lose their marks."""
+    try:
+        yield
+    except BaseException:
+        with trio.CancelScope(shield=True), suppress(NothingMounted):
+            await trio.to_thread.run_sync(lambda: unmount(mountpoint, lazy=True))
+        raise
 
 
 def _blob_name(image: OpenedImage, fetcher: ChunkFetcher) -> str:

@@ -9,6 +9,7 @@ is no checkpoint, nor between making an extent's chunks ready and landing its fl
 landing their flights, whatever happens, also when the pool is closed.
 """
 
+import contextlib
 import functools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -160,6 +161,18 @@ class ChunkFetcher:
             stream = self.readahead.on_marker(chunk)
             if stream is not None:
                 self._read_ahead(stream)
+
+    def note_hit(self, first_chunk: int, last_chunk: int, token: trio.lowlevel.TrioToken) -> None:
+        """`touch` for another thread, and a count. `token` is that of the trio thread."""
+        self.hits += 1
+        if self.readahead.markers:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(self._touch_if_open, first_chunk, last_chunk)
+
+    def _touch_if_open(self, first_chunk: int, last_chunk: int) -> None:
+        # The pool's nursery may have closed since the read; then there is nothing to read ahead for.
+        with contextlib.suppress(RuntimeError):
+            self.touch(first_chunk, last_chunk)
 
     def _collect(
         self, chunks: Sequence[int], fetch_class: FetchClass, unstored: dict[int, bytes]

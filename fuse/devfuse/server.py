@@ -142,7 +142,7 @@ class RequestServer:
             _, opcode, unique, node, *_ = unpack(request)
             if opcode == Opcode.READ:
                 _, offset, size = read_request(request, HEADER)
-                if not self._read_now(unique, node, offset, size, reply):
+                if not self._read_now(token, unique, node, offset, size, reply):
                     self._read_later(token, unique, node, offset, size)
             elif opcode == Opcode.INTERRUPT:
                 (victim,) = INTERRUPT_IN.unpack_from(request, HEADER)
@@ -150,7 +150,15 @@ class RequestServer:
             elif opcode not in (Opcode.FORGET, Opcode.BATCH_FORGET):
                 self._answer(unique, opcode, node, view[HEADER:length])
 
-    def _read_now(self, unique: int, node: int, offset: int, size: int, reply: memoryview) -> bool:
+    def _read_now(
+        self,
+        token: trio.lowlevel.TrioToken,
+        unique: int,
+        node: int,
+        offset: int,
+        size: int,
+        reply: memoryview,
+    ) -> bool:
         """Answers a read of what is here; False when something must be fetched."""
         try:
             file = self._files.get(node) or self._open_file(node)
@@ -176,7 +184,7 @@ class RequestServer:
             self._fail(unique, "read", error)
             return True
         self._write(OUT_HEADER.pack(REPLY_HEAD + wanted, 0, unique), data)
-        span.fetcher.hits += 1
+        span.fetcher.note_hit(span.first_chunk, span.last_chunk, token)
         return True
 
     def _read_later(
@@ -230,7 +238,9 @@ class RequestServer:
 
     def _start_read(self, unique: int, node: int, offset: int, size: int) -> None:
         assert self._nursery is not None
-        self._nursery.start_soon(self._read, unique, node, offset, size)
+        # A nursery that has closed meanwhile takes no more: the request comes again to the successor.
+        with contextlib.suppress(RuntimeError):
+            self._nursery.start_soon(self._read, unique, node, offset, size)
 
     async def _read(self, unique: int, node: int, offset: int, size: int) -> None:
         """Answers a read whose chunks must be fetched, or with EINTR when nobody waits for it any more."""

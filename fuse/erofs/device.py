@@ -38,7 +38,7 @@ class BlobDevice:
         """`release` stops the watch when nothing is lacking any more."""
         self.cached = cached
         self.release = release
-        self.fetchers: list[ChunkFetcher] = []
+        self.fetchers: tuple[ChunkFetcher, ...] = ()
         self.is_watched = True
 
     @property
@@ -49,17 +49,22 @@ class BlobDevice:
     def missing(self, offset: int, size: int) -> Sequence[int]:
         """Numbers of the chunks under a range that are not ready."""
         is_ready = self.cached.is_ready
-        return [number for number in self._chunks_in(offset, size) if not is_ready(number)]
+        chunks = self.fetchers[0].decoded_map.chunks_in(offset, size)
+        return [number for number in chunks if not is_ready(number)]
 
-    def read_ready(self, offset: int, size: int) -> bool:
-        """Whether the kernel may read that range now; if so, it counts as read, and readahead is told."""
-        chunks = self._chunks_in(offset, size)
+    def read_ready(self, offset: int, size: int, token: trio.lowlevel.TrioToken) -> bool:
+        """Whether the kernel may read that range now; if so, it counts as read, and readahead is told.
+
+        For any thread; `token` is that of the trio thread.
+        """
+        fetchers = self.fetchers
+        if not fetchers:
+            return False
+        chunks = fetchers[0].decoded_map.chunks_in(offset, size)
         if not all(map(self.cached.is_ready, chunks)):
             return False
-        fetcher = self.fetchers[0]
-        fetcher.hits += 1
-        if fetcher.readahead.markers and chunks:
-            fetcher.touch(chunks[0], chunks[-1])
+        if chunks:
+            fetchers[0].note_hit(chunks[0], chunks[-1], token)
         return True
 
     async def fill(self, offset: int, size: int) -> None:
@@ -91,6 +96,3 @@ class BlobDevice:
                 return NotStored(blob_id=self.cached.shape.blob_id[:12]) if unstored else None
         await trio.lowlevel.checkpoint()
         return failure
-
-    def _chunks_in(self, offset: int, size: int) -> Sequence[int]:
-        return self.fetchers[0].decoded_map.chunks_in(offset, size)

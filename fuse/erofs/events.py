@@ -1,13 +1,16 @@
 """Answers the kernel's pre-content events: whoever reads a device waits until its chunks are there.
 
-Concurrency: one task reads events, one at a time, and answers at once what is ready; every other event is
-noted in the journal and gets a task of its own. From the read of an event to its entry in the journal, and
-from an answer to its removal there, no checkpoint: docs/notes/erofs.md.
+Concurrency: one thread reads events, one at a time, and answers at once what is ready; every other event is
+noted in the journal and gets a task in the trio thread. Devices are added and removed by the trio thread, the
+reading one looks them up. What must follow on what: docs/notes/erofs.md.
 """
 
+import contextlib
 import errno
 import logging
 import os
+import select
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,8 +37,7 @@ from rafs.errors import NydusError
 
 log = logging.getLogger(__name__)
 
-EVENTS_AT_ONCE = 64
-"""Events that are read before other tasks get their turn."""
+ROOM_PAUSE_S = 0.1
 WAITING_MAX = 8192
 """Events that wait for a fetch, each with an open descriptor; more stay in the kernel's queue."""
 RANGE_MAX_BYTES = 64 << 20
@@ -66,8 +68,9 @@ class EventServer:
         self._adopted = list(adopted)
         self._devices: dict[FileKey, BlobDevice] = {}
         self._lengths = LengthWatch(self._on_change)
-        self._waiting = 0
-        self._has_room = trio.Event()
+        self._room = threading.Semaphore(WAITING_MAX)
+        self._nursery: trio.Nursery | None = None
+        self._stopping = False
         self._failures = FailureLog(log)
         self.answered = self.filled = self.denied = 0
 
@@ -86,7 +89,7 @@ class EventServer:
             self._devices[key] = device
             cached.on_complete.append(device.release)
         device.is_watched = True
-        device.fetchers.append(fetcher)
+        device.fetchers += (fetcher,)
 
     def remove_device(self, cached: CachedBlob, fetcher: ChunkFetcher) -> bool:
         """Takes a mount's fetcher back, and with the last one the file itself; whether it was the last.
@@ -97,7 +100,7 @@ class EventServer:
         device = self._devices.get(key)
         if device is None or fetcher not in device.fetchers:
             return False
-        device.fetchers.remove(fetcher)
+        device.fetchers = tuple(other for other in device.fetchers if other is not fetcher)
         if device.fetchers:
             return False
         del self._devices[key]
@@ -130,31 +133,45 @@ class EventServer:
 
     async def serve(self) -> None:
         """Answers events until cancelled; what is unanswered then stays in the journal."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._lengths.run)
-            for pending in self._adopted:
-                nursery.start_soon(self._serve_adopted, pending)
-            while True:
-                await trio.lowlevel.wait_readable(self._group)
-                if self._waiting >= WAITING_MAX:
-                    self._has_room = trio.Event()
-                    await self._has_room.wait()
-                self._take(nursery)
+        token = trio.lowlevel.current_trio_token()
+        stop = os.eventfd(0, os.EFD_CLOEXEC)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._lengths.run)
+                nursery.start_soon(self._end_with, stop)
+                for pending in self._adopted:
+                    nursery.start_soon(self._serve_adopted, pending)
+                await trio.to_thread.run_sync(self._read_events, token, stop)
+        finally:
+            os.close(stop)
 
-    def _take(self, nursery: trio.Nursery) -> None:
-        """Reads what is queued. Free of checkpoints."""
-        for _ in range(EVENTS_AT_ONCE):
+    async def _end_with(self, stop: int) -> None:
+        """Ends the reading thread when the loop goes."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._stopping = True
+            os.eventfd_write(stop, 1)
+
+    # In the reading thread: a hit must not wait for the loop, which costs ten times as much as the answer.
+
+    def _read_events(self, token: trio.lowlevel.TrioToken, stop: int) -> None:
+        readable = select.poll()
+        readable.register(self._group, select.POLLIN)
+        readable.register(stop, select.POLLIN)
+        while not self._stopping:
             try:
                 data = os.read(self._group, EVENT_SIZE)
             except BlockingIOError:
-                return
+                readable.poll()
             except OSError as error:
                 # EMFILE: the kernel has denied the event that it could not hand out.
                 log.warning("an event was lost, its reader gets an error: %s", error.strerror)
-                return
-            self._begin(nursery, unpack_event(data))
+            else:
+                self._begin(token, unpack_event(data))
 
-    def _begin(self, nursery: trio.Nursery, event: Event) -> None:
+    def _begin(self, token: trio.lowlevel.TrioToken, event: Event) -> None:
         if not event.mask & FAN_PRE_ACCESS or event.descriptor < 0:
             raise EventsLost(mask=event.mask)
         status = os.fstat(event.descriptor)
@@ -162,11 +179,23 @@ class EventServer:
         device = self._devices.get(key)
         if device is None or not 0 < event.size <= RANGE_MAX_BYTES or status.st_size < device.size_bytes:
             self._refuse(event, key, device)
-        elif device.read_ready(event.offset, event.size):
+        elif device.read_ready(event.offset, event.size, token):
             self._answer(event.descriptor, allow(event.descriptor))
         else:
             self._journal.note(event.descriptor, *key, event.offset, event.size)
-            nursery.start_soon(self._serve_later, device, key, event)
+            while not self._room.acquire(timeout=ROOM_PAUSE_S):
+                if self._stopping:
+                    return  # it is noted: the successor serves it
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(self._start, device, key, event)
+
+    # In the trio thread.
+
+    def _start(self, device: BlobDevice, key: FileKey, event: Event) -> None:
+        assert self._nursery is not None
+        # A nursery that has closed meanwhile takes no more: the event is noted, the successor serves it.
+        with contextlib.suppress(RuntimeError):
+            self._nursery.start_soon(self._serve_later, device, key, event)
 
     def _refuse(self, event: Event, key: FileKey, device: BlobDevice | None) -> None:
         if device is not None and os.fstat(event.descriptor).st_size < device.size_bytes:
@@ -178,11 +207,9 @@ class EventServer:
         self._answer(event.descriptor, deny(event.descriptor, number))
 
     async def _serve_later(self, device: BlobDevice, key: FileKey, event: Event) -> None:
-        self._waiting += 1
         number = await self._fill(device, key, event.offset, event.size)
         self._answer(event.descriptor, _answer_for(event.descriptor, number))
-        self._waiting -= 1
-        self._has_room.set()
+        self._room.release()
 
     async def _serve_adopted(self, pending: Pending) -> None:
         """Serves an event that a dead agent has taken; its number is ours to free afterwards."""

@@ -2,15 +2,14 @@
 
 import os
 import select
-from pathlib import Path
 
 import trio
 
-MOUNTINFO = Path("/proc/self/mountinfo")
+from fuse.mount_table import MOUNTINFO
 
 
 class MountWatch:
-    """One task (`run`) waits for the kernel; any number of others wait for `changed`.
+    """One task (`run`), with a thread of its own, waits for the kernel; any number of others for `changed`.
 
     Take `changed` first, look at the table second, wait third.
     """
@@ -20,15 +19,36 @@ class MountWatch:
 
     async def run(self) -> None:
         """Watches until cancelled."""
+        token = trio.lowlevel.current_trio_token()
+        stop = os.eventfd(0, os.EFD_CLOEXEC)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_write_at_end, stop)
+                await trio.to_thread.run_sync(self._watch, token, stop)
+        finally:
+            os.close(stop)
+
+    def _watch(self, token: trio.lowlevel.TrioToken, stop: int) -> None:
+        """In a thread, by poll(2): the table forgets a change once it has told of it, and an epoll inside
+        the loop's epoll asks it twice for each that it reports.
+        """
         table = os.open(MOUNTINFO, os.O_RDONLY | os.O_CLOEXEC)
-        # The file is always readable; a change is a POLLPRI, which an epoll of its own turns into readable.
-        with select.epoll() as changes:
-            try:
-                changes.register(table, select.EPOLLPRI | select.EPOLLERR | select.EPOLLET)
-                while True:
-                    await trio.lowlevel.wait_readable(changes.fileno())
-                    changes.poll(0)
-                    self.changed.set()
-                    self.changed = trio.Event()
-            finally:
-                os.close(table)
+        try:
+            changes = select.poll()
+            changes.register(table, select.POLLPRI)
+            changes.register(stop, select.POLLIN)
+            while not any(descriptor == stop for descriptor, _ in changes.poll()):
+                token.run_sync_soon(self._tell)
+        finally:
+            os.close(table)
+
+    def _tell(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+
+async def _write_at_end(stop: int) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        os.eventfd_write(stop, 1)

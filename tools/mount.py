@@ -12,7 +12,7 @@ from fuse.agent.request import MOUNT_TARGET, NO_DRIVER, Driver, MountRequest
 from fuse.mountpoint import prepare_mountpoint
 from tools.agent_client import AgentRefused, MountAnswer, call
 from tools.agent_command import AgentNotStarted, ensure_agent
-from tools.mount_stay import stay_until_unmounted
+from tools.mount_stay import catch_stop_signals, stay_until_unmounted
 from tools.output import mounted_line, talk
 from tools.settings import Settings, settings_of
 
@@ -64,9 +64,11 @@ def run(
                 raise
             remark = str(refusal)
         else:
+            # Heard from before anybody is told that it is mounted, and may send a signal.
+            stopped = catch_stop_signals() if foreground else -1
             talk(mounted_line(answer.reference, answer.mountpoint, answer.driver, answer.driver_remark))
             if foreground:
-                stay_until_unmounted(mountpoint, settings)
+                stay_until_unmounted(mountpoint, settings, stopped)
             return
     from tools.mount_process import mount_in_own_process
 

@@ -209,7 +209,7 @@ def test_an_agent_of_its_own_stays_when_nothing_is_mounted(machine: Machine, ima
             machine.nydus("umount", machine.directory / "mnt")
             assert machine.run("agent", "--upgrade").returncode == 0
             agent.terminate()
-            agent.wait(DEADLINE_S)
+            assert agent.wait(DEADLINE_S) == 0
         finally:
             agent.kill()
     wait_until(lambda: processes(machine) == [])

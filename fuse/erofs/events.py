@@ -1,7 +1,7 @@
 """Answers the kernel's pre-content events: whoever reads a device waits until its chunks are there.
 
-Concurrency: one thread reads events, one at a time, and answers at once what is ready; every other event is
-noted in the journal and gets a task in the trio thread. Devices are added and removed by the trio thread, the
+Concurrency: one thread reads events, one at a time, notes each in the journal, and answers at once what is
+ready; every other event gets a task in the trio thread. Devices are added and removed by the trio thread, the
 reading one looks them up. What must follow on what: docs/notes/erofs.md.
 """
 
@@ -82,6 +82,7 @@ class EventServer:
         Also for the next mount of the same file, and for one of a dead agent. Raises `OSError`.
         """
         key = _key(cached.descriptor)
+        fetcher.prepare_map()  # not when the first reader waits
         add_mark(self._group, cached.descriptor)
         device = self._devices.get(key)
         if device is None:
@@ -176,13 +177,15 @@ class EventServer:
             raise EventsLost(mask=event.mask)
         status = os.fstat(event.descriptor)
         key = (status.st_dev, status.st_ino)
+        # Before anything else: an event that is lost without a note is denied, and a reader whose retry is
+        # lost as well, by a second death, gets EIO.
+        self._journal.note(event.descriptor, *key, event.offset, event.size)
         device = self._devices.get(key)
         if device is None or not 0 < event.size <= RANGE_MAX_BYTES or status.st_size < device.size_bytes:
             self._refuse(event, key, device)
         elif device.read_ready(event.offset, event.size, token):
             self._answer(event.descriptor, allow(event.descriptor))
         else:
-            self._journal.note(event.descriptor, *key, event.offset, event.size)
             while not self._room.acquire(timeout=ROOM_PAUSE_S):
                 if self._stopping:
                     return  # it is noted: the successor serves it

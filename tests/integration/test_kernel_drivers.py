@@ -18,6 +18,7 @@ import pytest
 import trio
 
 from backend.contract import BackendError
+from fuse.erofs.device import BlobDevice
 from fuse.erofs.driver import ErofsHost, ErofsUnavailable
 from fuse.erofs.events import EventOptions, EventServer, EventsLost
 from fuse.erofs.fanotify import METADATA
@@ -313,6 +314,31 @@ async def test_without_the_capability_erofs_is_refused_with_the_reason() -> None
         lambda: subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     )
     assert done.stderr.splitlines()[-1].startswith("PermissionError")
+
+
+async def test_an_event_is_noted_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two deaths in a row, each with the same reader's event taken and not noted, were an EIO."""
+    need_erofs_events()
+    store = make_store(tmp_path / "made", directory({b"f": file(noise(100_000))}))
+    noted: list[int] = []
+    real_note, real_ready = Journal.note, BlobDevice.read_ready
+
+    def note(self: Journal, number: int, *values: int) -> None:
+        noted.append(number)
+        real_note(self, number, *values)
+
+    def read_ready(self: BlobDevice, *arguments: object) -> bool:
+        looked.append(len(noted))
+        return real_ready(self, *arguments)  # type: ignore[arg-type]
+
+    looked: list[int] = []
+    monkeypatch.setattr(Journal, "note", note)
+    monkeypatch.setattr(BlobDevice, "read_ready", read_ready)
+    async with driven(tmp_path, store, "erofs") as live:
+        assert await outside((live.path / "f").read_bytes) == noise(100_000)
+    assert looked == list(range(1, len(noted) + 1))
 
 
 async def test_a_lost_event_ends_the_agent_instead_of_a_hang(tmp_path: Path) -> None:

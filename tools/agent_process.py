@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import fcntl
 import gc
+import logging
 import os
 import resource
 import socket
@@ -33,6 +34,8 @@ from fuse.supervisor.launch import start_in_background
 from tools.logs import LogLevel, configure_logging
 from tools.mount_record import MountRecord, mount_files
 from tools.runtime import run_async
+
+log = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S = 0.0005
 """Events are answered within microseconds; they must not wait 5 ms for a thread that decodes to yield."""
@@ -108,8 +111,10 @@ def reserve(entry: HeldEntry) -> list[Pending]:
     group, memory = entry.descriptors
     pending: list[Pending] = []
     with open(os.devnull, "rb") as nothing, contextlib.closing(Journal(memory)) as journal:
+        journal.adopt_hand()
         for event in list(journal.pending()):
             if is_open(event.number):  # not if NUMBERS_KEPT does its work; the kernel asks again
+                log.warning("event %d of a dead agent is denied: its number is in use", event.number)
                 with contextlib.suppress(FileNotFoundError):
                     os.write(group, deny(event.number))
                 journal.clear(event.number)

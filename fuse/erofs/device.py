@@ -1,6 +1,7 @@
 """One device of EROFS mounts: the cache file of a blob, and who can fetch what it lacks."""
 
 import errno
+import os
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -70,17 +71,22 @@ class BlobDevice:
     async def fill(self, offset: int, size: int) -> None:
         """Makes the file whole from `offset` on for `size` bytes; whole chunks, and what readahead adds.
 
-        Raises what the fetchers raise, the last one's, when all have failed, and `NotStored`.
+        Raises what the fetchers raise, the last one's, when all have failed, `NotStored`, `DeviceShortened`.
         """
         failure: NydusError | None = None
         for _ in range(FETCH_ATTEMPTS):
             wanted = self.missing(offset, size)
             if not wanted:
+                self._require_length()
                 return
             failure = await self._fetch(wanted)
             if failure is not None and not isinstance(failure, NotStored):
                 break
         raise failure or NotStored(blob_id=self.cached.shape.blob_id[:12])
+
+    def _require_length(self) -> None:
+        if os.fstat(self.cached.descriptor).st_size < self.size_bytes:
+            raise DeviceShortened(blob_id=self.cached.shape.blob_id[:12])
 
     async def _fetch(self, wanted: Sequence[int]) -> NydusError | None:
         """Asks the fetchers in turn; the error of the last one when none has helped."""

@@ -20,14 +20,12 @@ from backend.cache import CachedBlob
 from backend.fetch import ChunkFetcher
 from fuse.erofs.device import BlobDevice, DeviceShortened
 from fuse.erofs.fanotify import (
-    EVENT_SIZE,
     FAN_PRE_ACCESS,
     Event,
     add_mark,
     allow,
     deny,
     remove_mark,
-    unpack_event,
 )
 from fuse.erofs.journal import ATTEMPTS_MAX, Journal, Pending
 from fuse.erofs.lengths import LengthWatch
@@ -163,25 +161,23 @@ class EventServer:
         readable.register(stop, select.POLLIN)
         while not self._stopping:
             try:
-                data = os.read(self._group, EVENT_SIZE)
+                event = self._journal.take(self._group)
             except BlockingIOError:
                 readable.poll()
             except OSError as error:
                 # EMFILE: the kernel has denied the event that it could not hand out.
                 log.warning("an event was lost, its reader gets an error: %s", error.strerror)
             else:
-                self._begin(token, unpack_event(data))
+                self._begin(token, event)
 
     def _begin(self, token: trio.lowlevel.TrioToken, event: Event) -> None:
         if not event.mask & FAN_PRE_ACCESS or event.descriptor < 0:
             raise EventsLost(mask=event.mask)
         status = os.fstat(event.descriptor)
         key = (status.st_dev, status.st_ino)
-        # Before anything else: an event that is lost without a note is denied, and a reader whose retry is
-        # lost as well, by a second death, gets EIO.
         self._journal.note(event.descriptor, *key, event.offset, event.size)
         device = self._devices.get(key)
-        if device is None or not 0 < event.size <= RANGE_MAX_BYTES or status.st_size < device.size_bytes:
+        if device is None or not is_read(event.size) or status.st_size < device.size_bytes:
             self._refuse(event, key, device)
         elif device.read_ready(event.offset, event.size, token):
             self._answer(event.descriptor, allow(event.descriptor))
@@ -216,14 +212,21 @@ class EventServer:
 
     async def _serve_adopted(self, pending: Pending) -> None:
         """Serves an event that a dead agent has taken; its number is ours to free afterwards."""
-        key = (pending.device, pending.inode)
-        device = self._devices.get(key)
         number = errno.EIO
-        attempts = pending.attempts + 1
-        if device is not None and attempts <= ATTEMPTS_MAX:
-            self._journal.note(pending.number, *key, pending.offset, pending.size, attempts)
-            number = await self._fill(device, key, pending.offset, pending.size)
+        if pending.attempts < ATTEMPTS_MAX and is_read(pending.size):
+            self._journal.count_attempt(pending.number)
+            # What was in the hand of the dead one names no file: the range is filled wherever it may belong.
+            for key, device in self._could_mean(pending):
+                number = await self._fill(device, key, pending.offset, pending.size)
+                if number:
+                    break
         self._answer(pending.number, _answer_for(pending.number, number))
+
+    def _could_mean(self, pending: Pending) -> list[tuple[FileKey, BlobDevice]]:
+        if pending.inode:
+            key = (pending.device, pending.inode)
+            return [(key, self._devices[key])] if key in self._devices else []
+        return [(key, device) for key, device in self._devices.items() if pending.offset < device.size_bytes]
 
     async def _fill(self, device: BlobDevice, key: FileKey, offset: int, size: int) -> int:
         """Fetches; 0, or the errno for the reader. Raises nothing but cancellation."""
@@ -257,6 +260,11 @@ class EventsLost(NydusError):
 
     message = "the kernel has lost pre-content events (mask {mask:#x})"
     exit_code = 84
+
+
+def is_read(size: int) -> bool:
+    """Whether an event of that size is a read of EROFS: not truncate(2), not mmap(2) of the cache file."""
+    return 0 < size <= RANGE_MAX_BYTES
 
 
 def _key(descriptor: int) -> FileKey:

@@ -10,6 +10,8 @@ import os
 import struct
 from typing import NamedTuple
 
+from fuse.supervisor.aftermath import METADATA, RESPONSE
+
 FAN_CLOEXEC = 0x01
 FAN_NONBLOCK = 0x02
 FAN_CLASS_PRE_CONTENT = 0x08
@@ -22,11 +24,8 @@ FAN_DENY = 0x02
 FAN_EVENT_INFO_TYPE_RANGE = 6
 AT_FDCWD = -100
 
-METADATA = struct.Struct("=IBBHQii")
-"""struct fanotify_event_metadata: length, version, reserved, metadata length, mask, descriptor, pid."""
 RANGE = struct.Struct("=BBHIQQ")
 """struct fanotify_event_info_range: type, padding, length, padding, offset, count."""
-RESPONSE = struct.Struct("=iI")
 EVENT_SIZE = METADATA.size + RANGE.size
 """A read of this many bytes gives one event, so that no more than one can be lost with its reader."""
 
@@ -62,7 +61,7 @@ def remove_mark(group: int, descriptor: int) -> None:
             raise
 
 
-def unpack_event(data: bytes) -> Event:
+def unpack_event(data: bytes | memoryview) -> Event:
     """The event that one read of `EVENT_SIZE` bytes gave; one without a range has the size 0."""
     length, _, _, header, mask, descriptor, _ = METADATA.unpack_from(data)
     if length != EVENT_SIZE or data[header] != FAN_EVENT_INFO_TYPE_RANGE:

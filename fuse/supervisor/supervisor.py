@@ -221,7 +221,8 @@ class Supervisor:
         self._stop_due = None
         if not (dead.stage is Stage.STOPPING and code == 0):
             log(f"agent {dead.pid} ended with {code} while {dead.stage.value}")
-        take_back(self._holdings)
+        if denied := take_back(self._holdings):
+            log(f"{denied} events of agent {dead.pid} are in no journal and denied")
         self._restarts += 1
         if dead.stage in (Stage.STARTING, Stage.READY, Stage.TAKING) and code != -signal.SIGKILL:
             self._failures += 1  # of its own; one that is killed from outside is replaced at once

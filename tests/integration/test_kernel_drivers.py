@@ -1,5 +1,6 @@
 """The kernel's EROFS with fanotify, and our own /dev/fuse: what both must do, and what each does alone."""
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -18,12 +19,13 @@ import pytest
 import trio
 
 from backend.contract import BackendError
-from fuse.erofs.device import BlobDevice
 from fuse.erofs.driver import ErofsHost, ErofsUnavailable
 from fuse.erofs.events import EventOptions, EventServer, EventsLost
-from fuse.erofs.fanotify import METADATA
-from fuse.erofs.journal import Journal, create_memory
+from fuse.erofs.fanotify import Event, deny
+from fuse.erofs.journal import Journal, Pending, create_memory
 from fuse.mountpoint import MountBusy
+from fuse.supervisor.aftermath import METADATA, deny_forgotten
+from fuse.supervisor.holdings import KIND_EVENTS
 from rafs.codec import Compressor
 from tests.integration.kernel_drivers import driven, need_erofs_events
 from tests.integration.test_mount_pyfuse3 import noise
@@ -316,29 +318,46 @@ async def test_without_the_capability_erofs_is_refused_with_the_reason() -> None
     assert done.stderr.splitlines()[-1].startswith("PermissionError")
 
 
-async def test_an_event_is_noted_before_anything_else(
+async def test_an_event_in_the_hand_of_a_dead_agent_is_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two deaths in a row, each with the same reader's event taken and not noted, were an EIO."""
+    """One that was read and not yet noted was denied; when its retry was lost as well, its reader got EIO."""
     need_erofs_events()
-    store = make_store(tmp_path / "made", directory({b"f": file(noise(100_000))}))
-    noted: list[int] = []
-    real_note, real_ready = Journal.note, BlobDevice.read_ready
-
-    def note(self: Journal, number: int, *values: int) -> None:
-        noted.append(number)
-        real_note(self, number, *values)
-
-    def read_ready(self: BlobDevice, *arguments: object) -> bool:
-        looked.append(len(noted))
-        return real_ready(self, *arguments)  # type: ignore[arg-type]
-
-    looked: list[int] = []
-    monkeypatch.setattr(Journal, "note", note)
-    monkeypatch.setattr(BlobDevice, "read_ready", read_ready)
+    tree = directory({b"f": file(noise(100_000)), b"g": file(noise(100_000, 1))})
+    store = make_store(tmp_path / "made", tree, Options(blob_count=2))
+    adopted: list[Pending] = []
     async with driven(tmp_path, store, "erofs") as live:
+        (held,) = (entry for entry in live.keeper.entries.values() if entry.kind == KIND_EVENTS)
+        group, memory = held.descriptors
+
+        def die(self: EventServer, token: trio.lowlevel.TrioToken, event: Event) -> None:
+            """The death and what follows it; the descriptor stays open, so its number stays occupied."""
+            assert deny_forgotten(group, memory) == 0
+            with contextlib.closing(Journal(memory)) as successor:
+                successor.adopt_hand()
+                (pending,) = (noted for noted in successor.pending() if noted.number == event.descriptor)
+            adopted.append(pending)
+            assert self._nursery is not None
+            token.run_sync_soon(self._nursery.start_soon, self._serve_adopted, pending)
+
+        monkeypatch.setattr(EventServer, "_begin", die)
         assert await outside((live.path / "f").read_bytes) == noise(100_000)
-    assert looked == list(range(1, len(noted) + 1))
+        assert await outside((live.path / "g").read_bytes) == noise(100_000, 1)
+    assert {pending.inode for pending in adopted} == {0}
+
+
+async def test_truncating_a_device_is_refused_also_by_a_successor(tmp_path: Path) -> None:
+    """Its event has no range, and must not be taken for a read of nothing, which is always ready."""
+    need_erofs_events()
+    answers, memory = os.memfd_create("answers"), create_memory()
+    server = EventServer(answers, Journal(memory), EventOptions())
+    number = os.dup(answers)
+    server._journal.note(number, 1, 2, 0, 0)
+    (pending,) = server._journal.pending()
+    await server._serve_adopted(pending)
+    assert os.pread(answers, 8, 0) == deny(number)
+    for descriptor in (answers, memory):
+        os.close(descriptor)
 
 
 async def test_a_lost_event_ends_the_agent_instead_of_a_hang(tmp_path: Path) -> None:

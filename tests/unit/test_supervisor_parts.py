@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from fuse.erofs.fanotify import FAN_PRE_ACCESS, RANGE
 from fuse.erofs.journal import Journal, create_memory
-from fuse.supervisor.aftermath import EVENT_NUMBERS, RESEND, RESPONSE, deny_forgotten
+from fuse.supervisor.aftermath import EVENT_NUMBERS, METADATA, RESEND, RESPONSE, deny_forgotten
 from fuse.supervisor.channel import (
     DESCRIPTORS_MAX,
     PACKET_MAX_BYTES,
@@ -176,17 +177,27 @@ def test_events_that_are_not_in_the_journal_are_denied() -> None:
     journal.note(70, 1, 2, 4096, 8192)
     journal.note(71, 1, 2, 0, 1)
     journal.clear(71)
+    read_end, write_end = os.pipe()
+    event = METADATA.pack(48, 3, 0, 24, FAN_PRE_ACCESS, 72, 1) + RANGE.pack(6, 0, 24, 0, 512, 4096)
+    os.write(write_end, event)
+    assert journal.take(read_end).descriptor == 72
     answers = os.memfd_create("answers")
-    deny_forgotten(answers, memory)
+    assert deny_forgotten(answers, memory) == EVENT_NUMBERS - 2
     size = os.lseek(answers, 0, os.SEEK_END)
     denied = [number for number, _ in RESPONSE.iter_unpack(os.pread(answers, size, 0))]
-    assert denied == [number for number in range(EVENT_NUMBERS) if number != 70]
-    (pending,) = journal.pending()
+    assert denied == [number for number in range(EVENT_NUMBERS) if number not in (70, 72)]
+    journal.adopt_hand()
+    pending, from_hand = journal.pending()
+    assert (from_hand.number, from_hand.inode, from_hand.offset, from_hand.size) == (72, 0, 512, 4096)
     assert (pending.number, pending.device, pending.inode) == (70, 1, 2)
     assert (pending.offset, pending.size, pending.attempts) == (4096, 8192, 0)
+    journal.note(70, 1, 2, 0, 1)
+    journal.adopt_hand()  # the hand is empty
+    journal.count_attempt(70)
+    assert [(pending.number, pending.attempts) for pending in journal.pending()] == [(70, 1), (72, 0)]
     journal.close()
-    os.close(memory)
-    os.close(answers)
+    for descriptor in (memory, answers, read_end, write_end):
+        os.close(descriptor)
 
 
 def test_a_half_written_note_does_not_count() -> None:

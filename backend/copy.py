@@ -66,15 +66,16 @@ async def _copy_verbatim(source: OciStore, target: OciStore, progress: PublishPr
             manifest = parse_document(nested.data, where)
             if isinstance(manifest, ImageIndex):
                 raise ManifestBroken(where=where, why=f"{entry.digest} is an index inside an index")
-            await _copy_content(manifest, source, transfer)
+            await copy_content(manifest, source, transfer)
             await target.put_manifest(_media_type(nested, manifest), nested.data, as_reference=False)
     else:
-        await _copy_content(document, source, transfer)
+        await copy_content(document, source, transfer)
     media_type = _media_type(stored, document)
     return transfer.result(await target.put_manifest(media_type, stored.data, as_reference=True))
 
 
-async def _copy_content(manifest: ImageManifest, source: OciStore, transfer: Transfer) -> None:
+async def copy_content(manifest: ImageManifest, source: OciStore, transfer: Transfer) -> None:
+    """Brings layers and config of an image over, but not its manifest."""
     for layer in manifest.layers:
         if not layer.urls:  # those with addresses are not kept in registries
             await transfer.send_content(layer, source, is_counted=not layer.is_marked(BOOTSTRAP_ANNOTATION))

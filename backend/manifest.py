@@ -18,6 +18,7 @@ OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
+NYDUS_CONFIG = "application/vnd.nydus.image.config.v1+json"
 NYDUS_BLOB = "application/vnd.oci.image.layer.nydus.blob.v1"
 NYDUS_ARTIFACT = "application/vnd.nydus.image.manifest.v1+json"
 NYDUS_OS_FEATURE = "nydus.remoteimage.v1"
@@ -268,11 +269,12 @@ def choose_manifests(index: ImageIndex, wanted: Platform, where: str) -> tuple[D
     if not fitting:
         found = ", ".join(sorted({str(entry.platform) for entry in images})) or "no images"
         raise NoSuchPlatform(where=where, wanted=wanted, found=shown(found))
-    labelled = [entry for entry in fitting if _says_nydus(entry)]
+    labelled = [entry for entry in fitting if is_nydus_entry(entry)]
     return tuple(labelled or fitting)
 
 
-def _says_nydus(entry: Descriptor) -> bool:
+def is_nydus_entry(entry: Descriptor) -> bool:
+    """Whether an entry of an index says that it is a Nydus image."""
     features = entry.platform.os_features if entry.platform else ()
     return entry.artifact_type == NYDUS_ARTIFACT or NYDUS_OS_FEATURE in features
 
@@ -304,6 +306,14 @@ def build_config(target: Platform, blobs: Sequence[Descriptor], bootstrap_diff_i
     )
 
 
+def platform_of(config: bytes, where: str) -> Platform:
+    """What an image runs on, by its config. Raises `ManifestBroken`."""
+    try:
+        return msgspec.json.decode(config, type=Platform)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ManifestBroken(where=where, why=f"config: {error}") from error
+
+
 def diff_ids_of(config: bytes, where: str) -> tuple[str, ...]:
     """The diff IDs in the config of an image. Raises `ManifestBroken`."""
     try:
@@ -312,7 +322,13 @@ def diff_ids_of(config: bytes, where: str) -> tuple[str, ...]:
         raise ManifestBroken(where=where, why=f"config: {error}") from error
 
 
-def build_manifest(config: Descriptor, blobs: Sequence[Descriptor], bootstrap: Descriptor) -> bytes:
+def build_manifest(
+    config: Descriptor,
+    blobs: Sequence[Descriptor],
+    bootstrap: Descriptor,
+    annotations: dict[str, str] | None = None,
+    subject: Descriptor | None = None,
+) -> bytes:
     """The manifest of an image: data layers in the order of the blob table, the bootstrap layer last."""
     return msgspec.json.encode(
         ImageManifest(
@@ -321,5 +337,7 @@ def build_manifest(config: Descriptor, blobs: Sequence[Descriptor], bootstrap: D
             artifact_type=NYDUS_ARTIFACT,
             config=config,
             layers=(*blobs, bootstrap),
+            subject=subject,
+            annotations=annotations or {},
         )
     )

@@ -31,7 +31,7 @@ async def pump(
                 async for piece in receiver:
                     await consume(piece)
     except BaseExceptionGroup as group:
-        raise _first_leaf(group) from None
+        raise first_failure(group) from None
 
 
 async def _read_all(
@@ -46,7 +46,7 @@ async def _read_all(
                 return  # the consumer failed and says why
 
 
-def _first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The failure in a group: an error before a cancellation, since that is what the caller can act on."""
     leaves: list[BaseException] = []
     pending: list[BaseException] = [group]

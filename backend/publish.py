@@ -1,7 +1,8 @@
 """Publishing: blobs, then bootstrap layer and config, the manifest last. Only what is missing travels."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
@@ -42,6 +43,7 @@ class Transfer:
         self._where = where
         self._progress = progress
         self._outcomes: list[BlobOutcome] = []
+        self._done: set[str] = set()
         self._sent_bytes = 0
 
     def result(self, digest: str) -> PublishResult:
@@ -55,8 +57,10 @@ class Transfer:
         )
 
     async def send_blob(self, blob: BlobFile, open_origin: OpenOrigin, *, may_link: bool = False) -> None:
-        """Brings a data blob of an image over, from its file or from the image that has it."""
+        """Brings a data blob of an image over, from its file or from the image that has it; once."""
         descriptor = blob_descriptor(blob.blob_id, blob.size_bytes)
+        if descriptor.digest in self._done:
+            return
         origin = parse_reference(blob.source) if blob.source else None
         if await self._is_there(descriptor, origin):
             return
@@ -110,17 +114,40 @@ class Transfer:
         self._progress.bytes_sent(count)
 
     def _finish(self, descriptor: Descriptor, outcome: BlobOutcome, *, is_counted: bool = True) -> None:
+        self._done.add(descriptor.digest)
         if is_counted:
             self._outcomes.append(outcome)
         self._progress.blob_finished(descriptor.digest, outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDescription:
+    """What an image says of itself beside its content.
+
+    `make_config` gives the config, from the descriptors of the data blobs and the diff ID of the bootstrap.
+    """
+
+    make_config: Callable[[Sequence[Descriptor], str], bytes]
+    config_media_type: str = OCI_CONFIG
+    annotations: dict[str, str] = field(default_factory=dict)
+    subject: Descriptor | None = None
 
 
 async def publish_oci_image(
     store: OciStore, image: ImageFiles, open_origin: OpenOrigin, progress: PublishProgress
 ) -> PublishResult:
     """`ImageStore.publish` for stores that keep images the OCI way."""
-    where = str(store.reference)
-    transfer = Transfer(store, where, progress)
+    transfer = Transfer(store, str(store.reference), progress)
+    target = image.platform or this_platform()
+    description = ImageDescription(lambda blobs, diff_id: build_config(target, blobs, diff_id))
+    manifest = await send_image(transfer, image, description, open_origin)
+    return transfer.result(await store.put_manifest(OCI_MANIFEST, manifest, as_reference=True))
+
+
+async def send_image(
+    transfer: Transfer, image: ImageFiles, description: ImageDescription, open_origin: OpenOrigin
+) -> bytes:
+    """Brings everything of an image over but its manifest, which is returned: then it can be published."""
     for blob in image.blobs:
         await transfer.send_blob(blob, open_origin, may_link=image.gives_blobs_away)
     blobs = [blob_descriptor(blob.blob_id, blob.size_bytes) for blob in image.blobs]
@@ -132,12 +159,11 @@ async def publish_oci_image(
         layer = await trio.to_thread.run_sync(pack_layer, _layer_files(image), layer_path)
         bootstrap = bootstrap_descriptor(layer.digest, layer.size_bytes, _reference_blob_ids(image.blobs))
         await transfer.send_part(bootstrap, layer_path)
-        config_data = build_config(image.platform or this_platform(), blobs, layer.diff_id)
+        config_data = description.make_config(blobs, layer.diff_id)
         config_path.write_bytes(config_data)
-        config = Descriptor(OCI_CONFIG, digest_of(config_data), len(config_data))
+        config = Descriptor(description.config_media_type, digest_of(config_data), len(config_data))
         await transfer.send_part(config, config_path)
-    manifest = build_manifest(config, blobs, bootstrap)
-    return transfer.result(await store.put_manifest(OCI_MANIFEST, manifest, as_reference=True))
+    return build_manifest(config, blobs, bootstrap, description.annotations, description.subject)
 
 
 def _layer_files(image: ImageFiles) -> list[LayerFile]:

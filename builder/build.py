@@ -77,6 +77,7 @@ class Build:
         options: BuildOptions,
         dictionaries: tuple[DictionaryImage, ...] = (),
         on_progress: ProgressCallback = lambda counters: None,
+        tar_tree: type[TarTree] = TarTree,
     ) -> None:
         """Raises `BuildRunning` for a directory in use, `DictionaryMismatch` for an unfit dictionary,
         `DiskFull` when the work directory has no room for their indexes.
@@ -84,6 +85,7 @@ class Build:
         self._options = options
         self._patterns = PrefetchPatterns(options.prefetch)
         self._on_progress = on_progress
+        self._tar_tree = tar_tree
         with _reporting_full_disk(work_dir), contextlib.ExitStack() as stack:
             self._work = WorkDirectory(work_dir)
             stack.callback(self._work.close)
@@ -103,19 +105,22 @@ class Build:
         """Removes the work directory."""
         shutil.rmtree(self._work.path, ignore_errors=True)
 
-    def run(self, source: Path) -> BuiltImage:
+    def run(self, source: Path, label: str = "") -> BuiltImage:
         """Builds from a directory, a tar file, or `-` for a tar stream on standard input.
 
-        Raises `SourceUnreadable`, `SourceChanged`, `InvalidArchive`, `XattrUnsupported`, `ImageTooLarge`,
-        `WorkerDied`, or `DiskFull` for the work directory.
+        `label` names an archive in messages in place of its path. Raises `SourceUnreadable`,
+        `SourceChanged`, `InvalidArchive`, `XattrUnsupported`, `ImageTooLarge`, `WorkerDied`, or `DiskFull`
+        for the work directory.
         """
         with (
             _reporting_full_disk(self._work.path),
             Assembly(self._options, self._work, self._dictionary) as assembly,
         ):
             with Crew(self._options) as crew:
-                load = self._load_directory if source.is_dir() else self._load_tar
-                tree = load(source, assembly, crew)
+                if source.is_dir():
+                    tree = self._load_directory(source, assembly, crew)
+                else:
+                    tree = self._load_tar(TarSource(source, self._work.path / "stdin", label), assembly, crew)
             blob = assembly.writer.finish()
             return self._finish(tree, assembly, blob)
 
@@ -139,11 +144,10 @@ class Build:
         pipeline.finish()
         return _Tree(table, prefetch, pipeline.counters)
 
-    def _load_tar(self, path: Path, assembly: Assembly, crew: Crew) -> _Tree:
+    def _load_tar(self, source: TarSource, assembly: Assembly, crew: Crew) -> _Tree:
         addresses = array("Q")
         pipeline = ChunkPipeline(assembly, crew, addresses, lambda row, xattrs: None, self._on_progress)
-        source = TarSource(path, self._work.path / "stdin")
-        with TarTree(source.name, self._work.path / "tree") as tree:
+        with self._tar_tree(source.name, self._work.path / "tree") as tree:
             table, prefetch = source.read(pipeline, tree, self._patterns)
         table.addresses = addresses
         pipeline.finish()

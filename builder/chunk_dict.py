@@ -10,7 +10,7 @@ from builder.row_spool import RowSpool
 from builder.sorted_rows import SortedRows
 from rafs.blob_table import BLOBS_MAX, BlobEntry, BlobFeatures
 from rafs.bootstrap import Bootstrap
-from rafs.chunk import ROW, ROW_SIZE, ChunkRow
+from rafs.chunk import ROW_SIZE, ChunkRow, at_blob
 from rafs.errors import NydusError
 
 
@@ -100,7 +100,7 @@ class ChunkDictionary:
             index = self._used[number] = len(self._used) + 1
         row = ChunkRow.unpack(raw, 0)
         dedup.place_dictionary_chunk(digest, index, row)
-        rows.append(_with_blob(raw, index))
+        rows.append(at_blob(raw, index))
 
     def close(self) -> None:
         """Closes the tables; `used_blobs` stays."""
@@ -138,11 +138,3 @@ class ChunkDictionary:
                 numbers.append(known[blob.blob_id])
             with bootstrap.chunk_table as rows:
                 return bootstrap.extended.chunk_table_offset, len(rows) // ROW_SIZE, numbers
-
-
-def _with_blob(raw: bytes, index: int) -> bytes:
-    fields = ROW.unpack(raw)
-    return ROW.pack(fields[0], index, *fields[2:])
-
-
-assert ROW.size == ROW_SIZE

@@ -51,6 +51,10 @@ class DedupIndex:
         self.claim(digest)
         self._set(digest, _pack(blob_index, row.index, row.uncompressed_offset // BLOCK_SIZE))
 
+    def place_at(self, digest: bytes, address: int) -> None:
+        """Gives a claimed chunk a packed address."""
+        self._set(digest, address)
+
     def address(self, digest: bytes) -> int:
         """Address of a chunk that is known and placed; raises `KeyError` for another."""
         address = self._addresses.get(digest)

@@ -91,13 +91,14 @@ class TarSource:
 
     path: Path
     spool: Path
+    label: str = ""
     _is_kept: bool = False
     _stamp: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
         """For messages."""
-        return "standard input" if self._is_standard_input else str(self.path)
+        return self.label or ("standard input" if self._is_standard_input else str(self.path))
 
     def read(
         self, pipeline: ChunkPipeline, tree: TarTree, patterns: PrefetchPatterns
@@ -124,7 +125,7 @@ class TarSource:
             is_hot[row] = True
         for wanted in (True, False):
             for archive, number, member in self._members():
-                row = tree.row(number)
+                row = tree.row_of_member(number)
                 if member.isreg() and is_hot[row] == wanted:
                     first_address = _feed(pipeline, archive, member, self.name)
                     if row:

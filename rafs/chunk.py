@@ -58,6 +58,11 @@ def row_order(row: bytes) -> tuple[bytes, int]:
     return row[:32], row[32]
 
 
+def at_blob(row: bytes, blob_index: int) -> bytes:
+    """A packed row in an image where its blob has another index."""
+    return row[:32] + blob_index.to_bytes(4, "little") + row[36:]
+
+
 def lower_addresses(addresses: "array[int]") -> None:
     """Makes packed addresses count their blobs from one lower, in place: blob 0 turned out to be empty."""
     for position, address in enumerate(addresses):

@@ -1,6 +1,5 @@
 """`nydus-py build`: a directory or a tar stream becomes an image in a registry, a layout or a directory."""
 
-import enum
 import hashlib
 import os
 import time
@@ -19,19 +18,25 @@ from builder.chunk_dict import DictionaryImage
 from builder.options import BuildOptions, CompressionPolicy
 from builder.pipeline import PipelineCounters
 from builder.worker import SourceUnreadable
-from rafs.digest import Digester
+from tools.build_options import (
+    BatchSizeOption,
+    ChunkDictOption,
+    ChunkSizeOption,
+    CompressorOption,
+    DigesterName,
+    DigesterOption,
+    LevelOption,
+    PrefetchOption,
+    ThreadsOption,
+    build_options,
+    fetch_dictionaries,
+    usable_cores,
+)
 from tools.output import JsonOption, emit
 from tools.progress import Bar, TransferProgress, progress_bar
 from tools.runtime import run_async
 from tools.settings import Settings, settings_of
-from tools.sizes import format_size, size_option
-
-
-class DigesterName(enum.StrEnum):
-    """What identifies chunks."""
-
-    BLAKE3 = "blake3"
-    SHA256 = "sha256"
+from tools.sizes import format_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,30 +66,14 @@ def run(
         str, typer.Argument(metavar="SOURCE", help="A directory, a tar file, or - for a tar stream.")
     ],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Where the image goes.")],
-    compressor: Annotated[
-        CompressionPolicy, typer.Option(help="auto stores as it is what would not shrink by an eighth.")
-    ] = CompressionPolicy.AUTO,
-    level: Annotated[int, typer.Option(help="Level of compression, 1 to 22.")] = 3,
-    digester: Annotated[DigesterName, typer.Option(help="What identifies chunks.")] = DigesterName.BLAKE3,
-    chunk_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="A power of two from 4KiB to 16MiB.")
-    ] = "1MiB",
-    batch_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Compress small files together in units of this; 0 for not.")
-    ] = "1MiB",
-    chunk_dict: Annotated[
-        list[str] | None,
-        typer.Option(metavar="REF", help="Refer to chunks that this image has. May be repeated."),
-    ] = None,
-    prefetch: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Files to fetch first at a mount: an absolute path in the image, with all below it, or a"
-            " glob whose * crosses /. May be repeated.",
-        ),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(help="Worker processes.  [default: one per core]")] = None,
+    compressor: CompressorOption = CompressionPolicy.AUTO,
+    level: LevelOption = 3,
+    digester: DigesterOption = DigesterName.BLAKE3,
+    chunk_size: ChunkSizeOption = "1MiB",
+    batch_size: BatchSizeOption = "1MiB",
+    chunk_dict: ChunkDictOption = None,
+    prefetch: PrefetchOption = None,
+    threads: ThreadsOption = None,
     work_dir: Annotated[
         Path | None, typer.Option(help="Where the blob is made.  [default: build/ in the cache directory]")
     ] = None,
@@ -98,17 +87,11 @@ def run(
     settings = settings_of(ctx)
     destination = absolute_reference(target)
     _require_source(source)
-    options = BuildOptions(
-        chunk_size=size_option("--chunk-size", chunk_size),
-        batch_size=min(size_option("--batch-size", batch_size), size_option("--chunk-size", chunk_size)),
-        compression=compressor,
-        level=level,
-        digester=Digester[digester.name],
-        prefetch=tuple(prefetch or ()),
-        threads=len(os.sched_getaffinity(0)) if threads is None else threads,
+    options = build_options(
+        compressor, level, digester, chunk_size, batch_size, prefetch or (), usable_cores(threads)
     )
     place = work_dir.absolute() if work_dir else _work_dir(settings, source, destination)
-    dictionaries = _fetch_dictionaries(chunk_dict or [], settings)
+    dictionaries = fetch_dictionaries(chunk_dict or [], settings)
     image, published = _build_and_publish(Path(source), place, options, dictionaries, destination, settings)
     report = _report(target, image.statistics, published, time.monotonic() - start)
     emit(report, as_json=as_json, render=_lines)
@@ -144,22 +127,6 @@ def _work_dir(settings: Settings, source: str, destination: Reference) -> Path:
     origin = source if source == "-" else os.path.abspath(source)
     key = hashlib.sha256(os.fsencode(f"{origin}\0{destination}")).hexdigest()[:16]
     return settings.cache_dir / "build" / key
-
-
-def _fetch_dictionaries(texts: list[str], settings: Settings) -> tuple[DictionaryImage, ...]:
-    """The metadata of the images that --chunk-dict names."""
-
-    async def fetch() -> tuple[DictionaryImage, ...]:
-        return tuple([await _fetch_dictionary(absolute_reference(text), settings) for text in texts])
-
-    return run_async(fetch) if texts else ()
-
-
-async def _fetch_dictionary(reference: Reference, settings: Settings) -> DictionaryImage:
-    async with open_store(reference, settings.registry_options()) as store:
-        metadata = await store.fetch_metadata(settings.images_dir)
-    metas = {file.blob_id: file.path for file in metadata.blob_meta_paths}
-    return DictionaryImage(str(reference), metadata.bootstrap_path, metas)
 
 
 def _publish(image: BuiltImage, destination: Reference, settings: Settings) -> PublishResult:

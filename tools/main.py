@@ -34,6 +34,11 @@ VERBS = {
         "Make an image from a directory or a tar stream and push it.",
         "nydus-py build ./model 127.0.0.1:5000/models/llama:v1",
     ),
+    "convert": Verb(
+        "convert",
+        "Convert a container image layer by layer and push the result.",
+        "nydus-py convert 127.0.0.1:5000/app:v1 127.0.0.1:5000/app:v1-nydus",
+    ),
     "mount": Verb(
         "mount",
         "Mount an image lazily; returns when the mount is usable.",

@@ -289,7 +289,7 @@ def test_rows_of_members(tmp_path: Path) -> None:
         for name in ("b", "a", "b"):
             tree.add(_member(name))
         tree.table()
-        assert [tree.row(number) for number in range(3)] == [0, 1, 2]
+        assert [tree.row_of_member(number) for number in range(3)] == [0, 1, 2]
 
 
 def test_a_full_disk_is_an_os_error(tmp_path: Path) -> None:

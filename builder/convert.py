@@ -1,0 +1,187 @@
+"""A container image becomes a Nydus image: a blob for each layer, one bootstrap for all of them.
+
+Concurrency: some layers are built at the same time, each by a task that waits for its process; blobs travel
+to the target one at a time, as soon as they are ready. The manifest comes last. All decisions about content
+are made by the builds and the merge, so the image does not depend on who was first.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from backend.bootstrap_layer import blob_meta_name
+from backend.contract import BackendError
+from backend.image_config import NewLayer, converted_config
+from backend.manifest import NYDUS_CONFIG, OCI_CONFIG, Descriptor
+from backend.pieces import first_failure
+from backend.publish import ImageDescription, Transfer, send_image
+from backend.publishing import reporting_writes, staging_directory
+from backend.source_image import SourceImage
+from backend.store import BlobFile, ImageFiles, OciStore, OpenOrigin
+from builder.chunk_dict import DictionaryImage
+from builder.layer_build import build_layer
+from builder.layer_cache import ConvertedLayer, LayerCache
+from builder.layer_process import LayerTask
+from builder.merge import LayerMerge, MergedImage
+from builder.options import BuildOptions
+from builder.pipeline import PipelineCounters
+from builder.prefetch_patterns import PrefetchPatterns
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertOptions:
+    """How images are converted. `parallel` layers are built at a time; `build` serves each of them."""
+
+    build: BuildOptions
+    parallel: int
+    dictionaries: tuple[DictionaryImage, ...] = ()
+    dictionary_digests: tuple[str, ...] = ()
+    is_one_of_two: bool = False
+    subject: Descriptor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedImage:
+    """An image whose content is in the target and whose manifest is not yet. Sizes in bytes."""
+
+    manifest: bytes
+    layers: int
+    layers_converted: int
+    inodes: int
+    bytes_in: int
+
+
+class ImageConverter:
+    """Converts images of one store into one target."""
+
+    def __init__(
+        self,
+        source: OciStore,
+        target: OciStore,
+        transfer: Transfer,
+        open_origin: OpenOrigin,
+        cache: LayerCache,
+        options: ConvertOptions,
+        on_progress: Callable[[str, PipelineCounters], None] = lambda layer, counters: None,
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._transfer = transfer
+        self._open_origin = open_origin
+        self._cache = cache
+        self._options = options
+        self._on_progress = on_progress
+        self._sending = trio.Lock()
+
+    async def convert(self, image: SourceImage, work_dir: Path) -> ConvertedImage:
+        """Brings everything over but the manifest. Raises what builds, stores and the merge raise."""
+        layers = await self._layers(image)
+        with staging_directory(work_dir) as staging:
+            merged = await trio.to_thread.run_sync(self._merge, layers, staging)
+            files = ImageFiles(merged.bootstrap, _blob_files(merged, layers), image.platform)
+            description = self._describe(image, layers)
+            manifest = await send_image(self._transfer, files, description, self._open_origin)
+        converted = sum(layer.is_new for layer in layers)
+        return ConvertedImage(manifest, len(layers), converted, merged.inodes, merged.bytes_in)
+
+    async def _layers(self, image: SourceImage) -> list[ConvertedLayer]:
+        """The layers, lowest first. Equal ones are built once."""
+        wanted = {layer.digest: layer for layer in image.manifest.layers}
+        found: dict[str, ConvertedLayer] = {}
+        limit = trio.CapacityLimiter(self._options.parallel)
+
+        async def provide(layer: Descriptor) -> None:
+            async with limit:
+                found[layer.digest] = await self._provide(layer)
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for layer in wanted.values():
+                    nursery.start_soon(provide, layer)
+        except BaseExceptionGroup as group:
+            raise first_failure(group) from None
+        return [found[layer.digest] for layer in image.manifest.layers]
+
+    async def _provide(self, layer: Descriptor) -> ConvertedLayer:
+        """A layer whose blobs are in the target."""
+        options = self._options
+        key = self._cache.key(layer.digest, options.build, options.dictionary_digests)
+        known = self._cache.find(key)
+        if known is None or not await self._is_reachable(known):
+            self._cache.forget(key)
+            known = await self._build(layer, key)
+        async with self._sending:
+            for blob in known.blobs:
+                await self._transfer.send_blob(known.blob_file(blob), self._open_origin, may_link=True)
+        known.note_holder(str(self._target.reference))
+        return known
+
+    async def _is_reachable(self, layer: ConvertedLayer) -> bool:
+        """Whether its blobs are here, in the target, or in an image that was made with it."""
+        for blob in layer.blobs:
+            file = layer.blob_file(blob)
+            if file.path is not None or await self._target.has_blob(
+                f"sha256:{blob.blob_id}", blob.size_bytes
+            ):
+                continue
+            if file.source is None or not await self._holds(file.source, blob.blob_id, blob.size_bytes):
+                return False
+        return True
+
+    async def _holds(self, reference: str, blob_id: str, size_bytes: int) -> bool:
+        try:
+            async with self._open_origin(reference) as store:
+                reader = store.open_blob(blob_id, size_bytes)
+                try:
+                    return await reader.size() == size_bytes
+                finally:
+                    await reader.aclose()
+        except BackendError:
+            return False
+
+    async def _build(self, layer: Descriptor, key: str) -> ConvertedLayer:
+        label = f"layer {layer.digest.removeprefix('sha256:')[:12]}"
+        work_dir = self._cache.work_dir(key)
+        task = LayerTask(label, work_dir, self._options.build, self._options.dictionaries)
+        reader = self._source.open_content(layer.digest, layer.size_bytes)
+        try:
+            built = await build_layer(
+                task, layer, reader, lambda counters: self._on_progress(layer.digest, counters)
+            )
+        finally:
+            with trio.CancelScope(shield=True):
+                await reader.aclose()
+        return await trio.to_thread.run_sync(self._cache.add, key, built)
+
+    def _merge(self, layers: Sequence[ConvertedLayer], staging: Path) -> MergedImage:
+        with reporting_writes(staging), LayerMerge(staging) as merge:
+            for layer in layers:
+                merge.add(layer.bootstrap)
+            return merge.write(staging / "image.boot", PrefetchPatterns(self._options.build.prefetch))
+
+    def _describe(self, image: SourceImage, layers: Sequence[ConvertedLayer]) -> ImageDescription:
+        where = str(self._source.reference)
+        owner: dict[str, int] = {}
+        for number, layer in enumerate(layers):
+            for blob in layer.blobs:
+                if not blob.source:
+                    owner.setdefault(blob.blob_id, number)
+
+        def make_config(blobs: Sequence[Descriptor], diff_id: str) -> bytes:
+            made = [NewLayer(blob.digest, owner.get(blob.hex)) for blob in blobs]
+            return converted_config(image.config, len(image.manifest.layers), made, diff_id, where)
+
+        media_type = NYDUS_CONFIG if self._options.is_one_of_two else OCI_CONFIG
+        return ImageDescription(make_config, media_type, image.manifest.annotations, self._options.subject)
+
+
+def _blob_files(merged: MergedImage, layers: Sequence[ConvertedLayer]) -> tuple[BlobFile, ...]:
+    """The blobs of the image, which are in the target already; a dictionary's have a source."""
+    files = {}
+    for layer in layers:
+        for blob in layer.blobs:
+            meta = layer.directory / blob_meta_name(blob.blob_id)
+            files[blob.blob_id] = BlobFile(blob.blob_id, blob.size_bytes, None, meta, blob.source or None)
+    return tuple(files[entry.blob_id] for entry in merged.blobs)

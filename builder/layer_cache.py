@@ -1,0 +1,142 @@
+"""Layers that were converted on this host: what they are made of, found again by what they were made from.
+
+A directory for each: the layer's bootstrap, the chunk tables of its blobs, a record, and its own blob's bytes
+until they are in the target. It appears by a rename, whole.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from backend.bootstrap_layer import BOOTSTRAP_NAME, blob_meta_name
+from backend.publishing import publish_directory, reporting_writes, staging_directory, write_atomically
+from backend.store import BlobFile
+from builder.build import BuiltImage
+from builder.options import BuildOptions
+
+RECORD_NAME = "layer.json"
+_FORMAT = 1
+"""Of the layer bootstraps; layers made in another one are not found."""
+
+
+class LayerBlob(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A blob of a layer; `source` is the image that holds it when it came from a chunk dictionary."""
+
+    blob_id: str
+    size_bytes: int
+    source: str = ""
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """What is known of a converted layer. `holders` are references of images that have its blobs."""
+
+    blobs: tuple[LayerBlob, ...]
+    bytes_in: int
+    holders: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class ConvertedLayer:
+    """A layer in the cache."""
+
+    directory: Path
+    blobs: tuple[LayerBlob, ...]
+    bytes_in: int
+    holders: list[str] = field(default_factory=list)
+    is_new: bool = False
+
+    @property
+    def bootstrap(self) -> Path:
+        """The layer's own bootstrap, with the marks of `builder.layer_marks`."""
+        return self.directory / BOOTSTRAP_NAME
+
+    def blob_file(self, blob: LayerBlob) -> BlobFile:
+        """A blob as it is published: from its file here, or from an image that has it."""
+        path = self.directory / blob.blob_id
+        source = blob.source or (self.holders[0] if self.holders else None)
+        return BlobFile(
+            blob.blob_id,
+            blob.size_bytes,
+            path if path.exists() else None,
+            self.directory / blob_meta_name(blob.blob_id),
+            source,
+        )
+
+    def note_holder(self, reference: str) -> None:
+        """Its blobs are in that image's repository now: their bytes here go. Raises `CannotWrite`."""
+        if reference not in self.holders:
+            self.holders.insert(0, reference)
+            record = _Record(self.blobs, self.bytes_in, tuple(self.holders[:8]))
+            with staging_directory(self.directory) as staging:
+                write_atomically(self.directory / RECORD_NAME, msgspec.json.encode(record), staging)
+        for blob in self.blobs:
+            (self.directory / blob.blob_id).unlink(missing_ok=True)
+
+
+class LayerCache:
+    """The directory of all converted layers."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def key(self, layer_digest: str, options: BuildOptions, dictionaries: Sequence[str]) -> str:
+        """Names the layer as made from that source in that way; `dictionaries` are digests of bootstraps."""
+        how = (
+            _FORMAT,
+            layer_digest,
+            options.chunk_size,
+            options.batch_size,
+            options.compression.value,
+            options.level,
+            options.digester.value,
+            *dictionaries,
+        )
+        return hashlib.sha256(repr(how).encode()).hexdigest()[:32]
+
+    def work_dir(self, key: str) -> Path:
+        """Where that layer is made."""
+        return self._directory / f"{key}.work"
+
+    def find(self, key: str) -> ConvertedLayer | None:
+        """A layer made earlier; None for one that is not there or not whole."""
+        directory = self._directory / key
+        try:
+            record = msgspec.json.decode((directory / RECORD_NAME).read_bytes(), type=_Record)
+        except (OSError, msgspec.DecodeError):
+            return None
+        layer = ConvertedLayer(directory, record.blobs, record.bytes_in, list(record.holders))
+        files = [layer.bootstrap, *(directory / blob_meta_name(blob.blob_id) for blob in record.blobs)]
+        return layer if all(file.is_file() for file in files) else None
+
+    def add(self, key: str, built: BuiltImage) -> ConvertedLayer:
+        """Takes a layer's files out of its work directory, which goes. Raises `CannotWrite`."""
+        blobs = tuple(
+            LayerBlob(blob.blob_id, blob.size_bytes, blob.source or "") for blob in built.files.blobs
+        )
+        record = _Record(blobs, built.statistics.bytes_in)
+        final = self._directory / key
+        with staging_directory(self._directory) as staging:
+            unpacked = staging / key
+            with reporting_writes(unpacked):
+                unpacked.mkdir()
+                built.files.bootstrap.rename(unpacked / BOOTSTRAP_NAME)
+                for blob in built.files.blobs:
+                    shutil.copyfile(blob.meta, unpacked / blob_meta_name(blob.blob_id))
+                    if blob.path is not None:
+                        blob.path.rename(unpacked / blob.blob_id)
+                (unpacked / RECORD_NAME).write_bytes(msgspec.json.encode(record))
+            self.forget(key)
+            publish_directory(unpacked, final)
+        shutil.rmtree(self.work_dir(key), ignore_errors=True)
+        layer = self.find(key)
+        assert layer is not None, "it has just been put there"
+        layer.is_new = True
+        return layer
+
+    def forget(self, key: str) -> None:
+        """Removes a layer."""
+        shutil.rmtree(self._directory / key, ignore_errors=True)

@@ -1,0 +1,57 @@
+"""Builds one layer of a container image: a program of its own, so that layers are built side by side.
+
+`builder.layer_build` starts it with the number of a socket as its argument; the layer comes on standard
+input. It answers with counters now and then, and at last with a `BuiltImage` or an error. It ends when its
+parent does (end of file on standard input, or a broken socket).
+"""
+
+import signal
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from builder.build import Build
+from builder.chunk_dict import DictionaryImage
+from builder.layer_tree import LayerTree
+from builder.options import BuildOptions
+from builder.pipeline import PipelineCounters
+from builder.tarball import STANDARD_INPUT
+from rafs.errors import NydusError
+
+PROGRESS_S = 0.1
+"""Counters are sent no more often."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTask:
+    """What is to be built: `label` names the layer in messages, `work_dir` is for this layer alone."""
+
+    label: str
+    work_dir: Path
+    options: BuildOptions
+    dictionaries: tuple[DictionaryImage, ...] = ()
+
+
+def main(arguments: list[str]) -> None:
+    """Entry of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's affair: it ends, and the socket says so
+    connection = Connection(int(arguments[0]))
+    task: LayerTask = connection.recv()
+    last = 0.0
+
+    def show(counters: PipelineCounters) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PROGRESS_S:
+            last = time.monotonic()
+            connection.send(counters)
+
+    try:
+        with Build(task.work_dir, task.options, task.dictionaries, show, LayerTree) as build:
+            answer: object = build.run(Path(STANDARD_INPUT), task.label)
+    except NydusError as error:
+        answer = error
+    try:
+        connection.send(answer)
+    except (BrokenPipeError, ConnectionResetError):
+        return

@@ -1,0 +1,108 @@
+"""The tree of one layer of a container image: what it adds, and marks for what it does to lower layers.
+
+Whiteouts are those of the OCI image specification (`.wh.NAME`, `.wh..wh..opq`); they hide only what lower
+layers have, wherever in the layer they stand.
+"""
+
+import os
+import stat
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from builder.layer_marks import IMPLIED, LINK, OPAQUE, YES, is_reserved
+from builder.path_tree import ROOT, ChildRow
+from builder.tar_tree import InvalidArchive, TarTree
+from rafs.inode_table import Attributes, InodeTable
+from rafs.xattr import pack_xattrs, unpack_xattrs
+
+_PREFIX = b".wh."
+_OPAQUE_NAME = b".wh..wh..opq"
+_AUFS_PREFIX = b".wh..wh."
+"""Files of aufs itself, which old builders left in layers."""
+
+
+class LayerTree(TarTree):
+    """Collects the members of a layer."""
+
+    def __init__(self, archive: str, path: Path) -> None:
+        """See `TarTree`."""
+        super().__init__(archive, path)
+        self._opaque: set[int] = set()
+        self._hidden: list[tuple[int, bytes]] = []
+
+    def add(self, member: tarfile.TarInfo, first_address: int = 0) -> None:
+        """See `TarTree`."""
+        parts = self._split(member.name)
+        if any(part.startswith(_PREFIX) for part in parts):
+            self._members += 1
+            self._add_whiteout(member, parts)
+        else:
+            super().add(member, first_address)
+
+    def table(self) -> InodeTable:
+        """The tree so far, with its marks."""
+        self._add_hidden()
+        table = super().table()
+        marks = self._marks(ROOT, is_implied=self.is_root_implied)
+        if marks:
+            table.xattrs[0] = _with(table.xattrs.get(0, b""), marks)
+        return table
+
+    def _add_whiteout(self, member: tarfile.TarInfo, parts: list[bytes]) -> None:
+        name = parts[-1]
+        if name == _OPAQUE_NAME:
+            self._opaque.add(self.directory(parts[:-1]))
+        elif any(part.startswith(_AUFS_PREFIX) for part in parts):
+            return
+        elif not name.startswith(_PREFIX):
+            why = f"{member.name!r} lies in a whiteout, which is no directory"
+            raise InvalidArchive(archive=self._archive, why=why)
+        else:
+            hidden = name.removeprefix(_PREFIX)
+            if hidden in (b"", b".", b".."):
+                why = f"the whiteout {member.name!r} names nothing that could be hidden"
+                raise InvalidArchive(archive=self._archive, why=why)
+            self._hidden.append((self.directory(parts[:-1]), hidden))
+
+    def _add_hidden(self) -> None:
+        """Whiteouts of names that the layer has not itself; a directory that it has hides what is below."""
+        node = self._members + 1
+        self.describe(node, Attributes(stat.S_IFCHR))
+        for parent, name in self._hidden:
+            own = self.child(parent, name)
+            if own is None:
+                self.put_child(parent, name, node, stat.S_IFCHR)
+            elif stat.S_ISDIR(own.kind):
+                self._opaque.add(own.node)
+        self._hidden.clear()
+
+    def _add_link(self, member: tarfile.TarInfo, parts: list[bytes]) -> None:
+        target = self._split(member.linkname)
+        found = self.find(target)
+        if found is not None and not stat.S_ISDIR(found.kind):
+            self.put(parts, found.node, found.kind)
+            return
+        node = self.put(parts, self._members, stat.S_IFREG)
+        marks = _with(b"", {LINK: b"/".join(target)})
+        self.describe(node, Attributes(stat.S_IFREG), xattrs=marks)
+
+    def _pack_xattrs(self, xattrs: dict[bytes, bytes], parts: list[bytes]) -> bytes:
+        own = {name: value for name, value in xattrs.items() if not is_reserved(name)}
+        return super()._pack_xattrs(own, parts)
+
+    def _children(self, node: int) -> Iterator[ChildRow]:
+        for row in super()._children(node):
+            marks = self._marks(row.node, is_implied=row.attributes is None)
+            yield row._replace(xattrs=_with(row.xattrs or b"", marks)) if marks else row
+
+    def _marks(self, node: int, *, is_implied: bool) -> dict[bytes, bytes]:
+        marks = {IMPLIED: YES} if is_implied else {}
+        if node in self._opaque:
+            marks[OPAQUE] = YES
+        return marks
+
+
+def _with(packed: bytes, marks: dict[bytes, bytes]) -> bytes:
+    xattrs = unpack_xattrs(packed, 0, len(packed))
+    return pack_xattrs(xattrs | marks, os.fsdecode(b"a directory"))

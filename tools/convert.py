@@ -1,0 +1,226 @@
+"""`nydus-py convert`: a container image becomes a Nydus image, in a registry or a layout."""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+import typer
+
+from backend.manifest import Platform, this_platform
+from backend.publish import Transfer
+from backend.reference import DirReference, LayoutReference, Reference, RegistryReference, absolute_reference
+from backend.source_image import find_source
+from backend.store import OciStore, PublishResult, open_store
+from builder.convert import ConvertOptions, ImageConverter
+from builder.convert_publish import Conversion, bring_originals, publish_index, publish_single
+from builder.layer_cache import LayerCache
+from builder.options import CompressionPolicy, InvalidOption
+from builder.pipeline import PipelineCounters
+from tools.build_options import (
+    BatchSizeOption,
+    ChunkDictOption,
+    ChunkSizeOption,
+    CompressorOption,
+    DigesterName,
+    DigesterOption,
+    LevelOption,
+    PrefetchOption,
+    ThreadsOption,
+    build_options,
+    fetch_dictionaries,
+    usable_cores,
+)
+from tools.output import JsonOption, emit
+from tools.progress import TransferProgress, progress_bar
+from tools.runtime import run_async
+from tools.settings import Settings, settings_of
+from tools.sizes import format_size
+
+PARALLEL_MAX = 4
+"""Layers at a time, where nobody says: each takes about 100 MB of memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertReport:
+    """What a conversion did. Sizes in bytes: `bytes_in` of all files in the converted images."""
+
+    source: str
+    reference: str
+    digest: str
+    platforms: tuple[str, ...]
+    layers: int
+    layers_converted: int
+    inodes: int
+    bytes_in: int
+    blobs_uploaded: int
+    blobs_skipped: int
+    blobs_mounted: int
+    bytes_uploaded: int
+    duration_s: float
+
+
+def run(
+    ctx: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The container image.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Where the image goes.")],
+    both: Annotated[
+        bool, typer.Option("--both", help="An index of the image as it is and the Nydus one.")
+    ] = False,
+    platform: Annotated[
+        str | None,
+        typer.Option(metavar="OS/ARCH", help="Which image of an index.  [default: this one's]"),
+    ] = None,
+    all_platforms: Annotated[
+        bool, typer.Option("--all-platforms", help="All images of an index, into an index.")
+    ] = False,
+    compressor: CompressorOption = CompressionPolicy.AUTO,
+    level: LevelOption = 3,
+    digester: DigesterOption = DigesterName.BLAKE3,
+    chunk_size: ChunkSizeOption = "1MiB",
+    batch_size: BatchSizeOption = "1MiB",
+    chunk_dict: ChunkDictOption = None,
+    prefetch: PrefetchOption = None,
+    threads: ThreadsOption = None,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Layers that are converted at a time.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Convert a container image (OCI or docker) layer by layer and push the result.
+
+    Needs no root and no daemon. Layers that were converted before are not converted again, and an interrupted
+    conversion goes on where it was when it is run again.
+    """
+    start = time.monotonic()
+    settings = settings_of(ctx)
+    origin, destination = absolute_reference(source), absolute_reference(target)
+    wanted = None if all_platforms else parse_platform(platform) if platform else this_platform()
+    if all_platforms and platform:
+        raise InvalidOption(option="--all-platforms", why="and --platform exclude each other")
+    for reference in (origin, destination):
+        _expect_oci(reference)
+    cores = usable_cores(threads)
+    at_once = parallel or min(PARALLEL_MAX, max(2, cores))
+    options = ConvertOptions(
+        build_options(compressor, level, digester, chunk_size, batch_size, prefetch or (), max(1, cores)),
+        at_once,
+        dictionaries := fetch_dictionaries(chunk_dict or [], settings),
+        tuple(hashlib.sha256(image.bootstrap.read_bytes()).hexdigest() for image in dictionaries),
+        is_one_of_two=both,
+    )
+    request = _Request(origin, destination, wanted, both, all_platforms, options)
+    report = run_async(lambda: _convert(request, settings, source, target, start))
+    emit(report, as_json=as_json, render=_lines)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    origin: Reference
+    destination: Reference
+    platform: Platform | None
+    both: bool
+    all_platforms: bool
+    options: ConvertOptions
+
+
+async def _convert(
+    request: _Request, settings: Settings, source_text: str, target_text: str, start: float
+) -> ConvertReport:
+    registry_options = settings.registry_options()
+    async with (
+        open_store(request.origin, registry_options) as reader,
+        open_store(request.destination, registry_options) as writer,
+    ):
+        store, target = cast(OciStore, reader), cast(OciStore, writer)
+        source = await find_source(store, request.platform)
+        with progress_bar("converting") as bar:
+            transfer = Transfer(target, str(request.destination), TransferProgress(bar))
+            counted: dict[str, int] = {}
+
+            def show(layer: str, counters: PipelineCounters) -> None:
+                counted[layer] = counters.bytes_in
+                bar.note(f"{format_size(sum(counted.values()))} read")
+
+            converter = ImageConverter(
+                store,
+                target,
+                transfer,
+                lambda text: open_store(absolute_reference(text), registry_options),
+                LayerCache(settings.cache_dir / "layers"),
+                request.options,
+                show,
+            )
+            conversions = [
+                Conversion(image, await converter.convert(image, settings.cache_dir / "build"))
+                for image in source.images
+            ]
+            if request.both:
+                is_same = _is_same_place(request.origin, request.destination)
+                originals = await bring_originals(store, target, transfer, source, is_same_place=is_same)
+                digest = await publish_index(target, conversions, originals)
+            elif request.all_platforms and source.index is not None:
+                digest = await publish_index(target, conversions, ())
+            else:
+                digest = await publish_single(target, conversions[0])
+    return _report(source_text, target_text, conversions, transfer.result(digest), time.monotonic() - start)
+
+
+def parse_platform(text: str) -> Platform:
+    """`OS/ARCH` or `OS/ARCH/VARIANT`. Raises `InvalidOption`."""
+    parts = text.split("/")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise InvalidOption(option="--platform", why=f"write for example linux/arm64, not {text!r}")
+    return Platform(parts[1], parts[0], parts[2] if len(parts) == 3 else "")
+
+
+def _expect_oci(reference: Reference) -> None:
+    if isinstance(reference, DirReference):
+        why = f"{reference} holds no container images; use a registry or oci:DIR"
+        raise InvalidOption(option="convert", why=why)
+
+
+def _is_same_place(origin: Reference, destination: Reference) -> bool:
+    """Whether both name images of one repository, or one layout."""
+    if isinstance(origin, RegistryReference) and isinstance(destination, RegistryReference):
+        return (origin.host, origin.repository) == (destination.host, destination.repository)
+    if isinstance(origin, LayoutReference) and isinstance(destination, LayoutReference):
+        return os.path.realpath(origin.directory) == os.path.realpath(destination.directory)
+    return False
+
+
+def _report(
+    source: str, target: str, conversions: list[Conversion], published: PublishResult, duration_s: float
+) -> ConvertReport:
+    images = [conversion.converted for conversion in conversions]
+    return ConvertReport(
+        source=source,
+        reference=target,
+        digest=published.digest,
+        platforms=tuple(str(conversion.source.platform) for conversion in conversions),
+        layers=sum(image.layers for image in images),
+        layers_converted=sum(image.layers_converted for image in images),
+        inodes=sum(image.inodes for image in images),
+        bytes_in=sum(image.bytes_in for image in images),
+        blobs_uploaded=published.blobs_uploaded,
+        blobs_skipped=published.blobs_skipped,
+        blobs_mounted=published.blobs_mounted,
+        bytes_uploaded=published.bytes_uploaded,
+        duration_s=round(duration_s, 3),
+    )
+
+
+def _lines(report: ConvertReport) -> Iterator[str]:
+    yield f"{report.reference} ({report.digest})"
+    reused = report.layers - report.layers_converted
+    yield (
+        f"{', '.join(report.platforms)}: {report.layers} layers, {reused} of them known already;"
+        f" {report.inodes} files, {format_size(report.bytes_in)}"
+    )
+    there = report.blobs_skipped + report.blobs_mounted
+    yield (
+        f"{format_size(report.bytes_uploaded)} sent; blobs: {report.blobs_uploaded} sent,"
+        f" {there} already there; {report.duration_s:.1f} s"
+    )

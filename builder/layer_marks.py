@@ -13,6 +13,8 @@ IMPLIED = b"trusted.nydus-py.implied"
 """On a directory: what is below it at this path, a link to a directory too, stays as it is."""
 LINK = b"trusted.nydus-py.link"
 """On an empty file: it is another name of the file at this path, given without a leading slash."""
+HAS_LINKS = b"trusted.nydus-py.has-links"
+"""On the root: there are such files. They are looked up before the layer changes anything."""
 YES = b"y"
 
 _RESERVED = (b"trusted.overlay.", b"trusted.nydus-py.")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from builder.dedup import DedupIndex
-from builder.layer_marks import IMPLIED, LINK, OPAQUE, is_whiteout, unmarked
-from builder.path_tree import ROOT, PathInvalid, PathTree
+from builder.layer_marks import HAS_LINKS, IMPLIED, LINK, OPAQUE, is_whiteout, unmarked
+from builder.path_tree import ROOT, Found, PathInvalid, PathTree
 from builder.prefetch_patterns import PrefetchPatterns
 from builder.row_spool import RowSpool
 from rafs.blob_table import BLOBS_MAX, BlobEntry
@@ -139,16 +139,18 @@ class LayerMerge:
 
     def _add_tree(self, bootstrap: Bootstrap) -> None:
         numbers = [self._numbers[entry.blob_id] for entry in bootstrap.blobs]
+        lower = self._find_linked(bootstrap)
         links: dict[int, int] = {}
         for path, inode in bootstrap.walk():
-            parts = [part for part in path.split(b"/") if part]
+            parts = _parts(path)
             xattrs = bootstrap.xattrs(inode) if inode.has_xattrs else {}
             if inode.is_dir:
                 self._add_directory(parts, inode, xattrs)
             elif is_whiteout(inode.mode, inode.rdev):
                 self._hide(parts)
             elif LINK in xattrs:
-                self._link(parts, xattrs[LINK])
+                found = lower[xattrs[LINK]]
+                self._tree.put(parts, found.node, found.kind)
             elif inode.nid in links:
                 self._tree.put(parts, links[inode.nid], stat.S_IFREG)
             else:
@@ -157,12 +159,12 @@ class LayerMerge:
                     links[inode.nid] = node
 
     def _add_directory(self, parts: list[bytes], inode: Inode, xattrs: dict[bytes, bytes]) -> None:
-        if IMPLIED in xattrs:
-            node = self._tree.directory(parts)
+        if IMPLIED in xattrs:  # made when something is put into it, which whiteouts are not
+            node = self._tree.find_directory(parts)
         else:
             node = self._tree.put(parts, self._new_node(), stat.S_IFDIR) if parts else ROOT
             self._tree.describe(node, _attributes(inode), xattrs=_packed(xattrs, parts))
-        if OPAQUE in xattrs:
+        if OPAQUE in xattrs and node is not None:
             self._tree.empty(node)
 
     def _hide(self, parts: list[bytes]) -> None:
@@ -170,13 +172,22 @@ class LayerMerge:
         if parent is not None:
             self._tree.remove(parent, parts[-1])
 
-    def _link(self, parts: list[bytes], target: bytes) -> None:
-        found = self._tree.find(target.split(b"/"))
-        if found is None or stat.S_ISDIR(found.kind):
-            name, leads_to = os.fsdecode(b"/" + b"/".join(parts)), os.fsdecode(target)
-            why = f"{name!r} is a hard link to {leads_to!r}, which is no file of this layer or a lower one"
-            raise LayersUnfit(number=len(self._layers), why=why)
-        self._tree.put(parts, found.node, found.kind)
+    def _find_linked(self, bootstrap: Bootstrap) -> dict[bytes, Found]:
+        """What the layer's hard links to lower layers lead to, before the layer changes anything."""
+        found: dict[bytes, Found] = {}
+        root = bootstrap.root()
+        if not root.has_xattrs or HAS_LINKS not in bootstrap.xattrs(root):
+            return found
+        for path, inode in bootstrap.walk():
+            target = bootstrap.xattrs(inode).get(LINK) if inode.has_xattrs else None
+            if target is None:
+                continue
+            known = self._tree.find(_parts(target))
+            if known is None or stat.S_ISDIR(known.kind):
+                why = f"{os.fsdecode(path)!r} is a hard link to {os.fsdecode(target)!r}, which is no file"
+                raise LayersUnfit(number=len(self._layers), why=why)
+            found[target] = known
+        return found
 
     def _add_file(
         self,
@@ -266,6 +277,10 @@ class LayerMerge:
     def _positions(self, table: InodeTable, row: int) -> range:
         start = table.chunk_start[row]
         return range(start, start + -(-table.size[row] // self._chunk_size))
+
+
+def _parts(path: bytes) -> list[bytes]:
+    return [part for part in path.split(b"/") if part]
 
 
 def _files(table: InodeTable) -> Iterator[int]:

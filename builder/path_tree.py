@@ -39,6 +39,7 @@ CREATE TABLE nodes (
 BEGIN;
 """
 _FIND = "SELECT node, kind FROM names WHERE parent = ? AND name = ?"
+_IN = "SELECT node, kind FROM names WHERE parent = ?"
 _INSERT = "INSERT OR IGNORE INTO names VALUES (?, ?, ?, ?)"
 _REPLACE = "REPLACE INTO names VALUES (?, ?, ?, ?)"
 _REMOVE = "DELETE FROM names WHERE parent = ? AND name = ?"
@@ -157,17 +158,21 @@ class PathTree:
         """What is at a path; links on the way are followed, one at its end is not."""
         if not parts:
             return Found(ROOT, stat.S_IFDIR)
-        parent = self._walk(list(parts[:-1]), make=False)
+        parent = self._walk(parts[:-1])
         return None if parent is None else self.child(parent, parts[-1])
 
     def find_directory(self, parts: Parts) -> int | None:
         """The node of a directory, links followed, or None."""
-        return self._walk(list(parts), make=False)
+        return self._walk(parts)
 
     def child(self, parent: int, name: bytes) -> Found | None:
         """What has that name in a directory."""
         row = self._database.execute(_FIND, (parent, name)).fetchone()
         return None if row is None else Found(*row)
+
+    def children(self, directory: int) -> list[Found]:
+        """What has a name in a directory."""
+        return [Found(*row) for row in self._database.execute(_IN, (directory,))]
 
     def directory(self, parts: Parts) -> int:
         """The node of a directory, which is made where it is missing or something else, but for a link."""
@@ -175,7 +180,7 @@ class PathTree:
         node = self._directories.get(path)
         if node is not None:
             return node
-        node = self._walk(list(parts), make=True)
+        node = self._walk(parts, makes=True, replaces=True)
         assert node is not None
         if len(self._directories) >= _CACHED_DIRECTORIES:
             self._directories.clear()
@@ -183,10 +188,14 @@ class PathTree:
             self._directories[path] = node
         return node
 
-    def _walk(self, pending: list[bytes], *, make: bool) -> int | None:
+    def directory_if_free(self, parts: Parts) -> int | None:
+        """The node of a directory, which is made where nothing is in the way; None where something is."""
+        return self._walk(parts, makes=True)
+
+    def _walk(self, parts: Parts, *, makes: bool = False, replaces: bool = False) -> int | None:
         """The directory that a path leads to; None where there is none and none is to be made."""
         trail, links = [ROOT], 0
-        pending.reverse()
+        pending = list(reversed(parts))
         while pending:
             name = pending.pop()
             if name == b"..":
@@ -206,7 +215,7 @@ class PathTree:
             if found is not None and stat.S_ISDIR(found.kind):
                 trail.append(found.node)
                 continue
-            if not make:
+            if not (makes if found is None else replaces):
                 return None
             self._implied -= 1
             self._database.execute(_REPLACE, (trail[-1], name, self._implied, stat.S_IFDIR))

@@ -112,6 +112,8 @@ def _fits(wanted: Platform, entry: Descriptor) -> bool:
 async def _read_image(
     store: OciStore, stored: StoredManifest, manifest: ImageManifest, named: Platform | None, where: str
 ) -> SourceImage:
+    if any(layer.is_marked(BOOTSTRAP_ANNOTATION) for layer in manifest.layers):
+        raise NotContainerImage(where=where, what="already a Nydus image; copy it, or --reverse it")
     for layer in manifest.layers:
         _expect_tar_layer(layer, where)
     config = await read_small_blob(store, manifest.config, where)
@@ -119,8 +121,6 @@ async def _read_image(
 
 
 def _expect_tar_layer(layer: Descriptor, where: str) -> None:
-    if layer.is_marked(BOOTSTRAP_ANNOTATION):
-        raise NotContainerImage(where=where, what="already a Nydus image; copy it, or --reverse it")
     kind = layer.media_type
     if any(word in kind for word in _FOREIGN) and layer.urls:
         what = f"layer {layer.digest} is a foreign one ({shown(kind)}): its bytes are not in the registry"

@@ -9,6 +9,7 @@ import trio
 
 from backend.bootstrap_layer import BOOTSTRAP_NAME, LayerFile, blob_meta_name, pack_layer
 from backend.contract import BlobReader
+from backend.growing import GrowingFile
 from backend.manifest import (
     OCI_CONFIG,
     OCI_MANIFEST,
@@ -27,6 +28,7 @@ from backend.store import (
     BlobOutcome,
     BlobTarget,
     CannotPublish,
+    GrowingTarget,
     ImageFiles,
     OciStore,
     OpenOrigin,
@@ -34,9 +36,14 @@ from backend.store import (
     PublishResult,
 )
 
+FOLLOWED_FROM_BYTES = 16 << 20
+
 
 class Transfer:
-    """Moves blobs into one target, the cheapest way each, and counts. Used by one task."""
+    """Moves blobs into one target, the cheapest way each, and counts.
+
+    Used by one task at a time, but for `follow_blob`.
+    """
 
     def __init__(self, target: BlobTarget, where: str, progress: PublishProgress) -> None:
         self._target = target
@@ -73,6 +80,20 @@ class Transfer:
             why = f"blob {blob.blob_id} has neither a file nor another image that holds it"
             raise CannotPublish(where=self._where, why=why)
         self._finish(descriptor, BlobOutcome.UPLOADED)
+
+    async def follow_blob(self, growing: GrowingFile) -> None:
+        """Sends a blob while it is being made, where the target can take it so; `send_blob` does the rest.
+
+        Not a blob that turns out to be small: it may be there already, which is known at its end.
+        """
+        if not isinstance(self._target, GrowingTarget) or not await growing.wait_for(FOLLOWED_FROM_BYTES):
+            return
+        await self._target.put_growing(growing, self._count)
+        identity = await growing.identity()
+        self._finish(
+            blob_descriptor(identity.digest.removeprefix("sha256:"), identity.size_bytes),
+            BlobOutcome.UPLOADED,
+        )
 
     async def send_content(self, descriptor: Descriptor, source: OciStore, *, is_counted: bool) -> None:
         """Brings a blob of any kind over from another store; only a counted one shows in the result."""

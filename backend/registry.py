@@ -20,7 +20,15 @@ from backend.registry_blob import RegistryBlobReader, head_blob
 from backend.registry_session import RegistrySession
 from backend.retry import RetryPolicy
 from backend.status import raise_for_status
-from backend.upload import BlobUpload, FileSource, ReadRange, mount_blob
+from backend.upload import (
+    BlobUpload,
+    ContentIdentity,
+    FileSource,
+    KnownContent,
+    ReadRange,
+    UploadSource,
+    mount_blob,
+)
 
 MANIFEST_LIMIT_BYTES = (
     4 << 20
@@ -161,7 +169,7 @@ class RegistryClient:
         `on_bytes` gets counts that add up to the size. Whether the blob is there already is the caller's
         question. Raises `DigestMismatch` when the file is not `digest`.
         """
-        await self._upload(FileSource(path).read_range, digest, size_bytes, on_bytes)
+        await self.upload(_known(FileSource(path).read_range, digest, size_bytes), on_bytes)
 
     async def upload_from(
         self,
@@ -171,13 +179,11 @@ class RegistryClient:
         on_bytes: Callable[[int], None] = _count_nothing,
     ) -> None:
         """Like `upload_blob`, from another source than a file; one chunk of it is in memory at a time."""
-        await self._upload(source.read_range, digest, size_bytes, on_bytes)
+        await self.upload(_known(source.read_range, digest, size_bytes), on_bytes)
 
-    async def _upload(
-        self, read_range: ReadRange, digest: str, size_bytes: int, on_bytes: Callable[[int], None]
-    ) -> None:
-        digest = require_digest(digest)
-        await BlobUpload(self._session, self._retry, read_range, digest, size_bytes, on_bytes).run()
+    async def upload(self, source: UploadSource, on_bytes: Callable[[int], None] = _count_nothing) -> None:
+        """Like `upload_blob`, also from a source whose end has not come yet."""
+        await BlobUpload(self._session, self._retry, source, on_bytes).run()
 
     async def mount_blob(self, digest: str, from_repository: str) -> bool:
         """Whether the registry took the blob over from another of its repositories; if not, upload it."""
@@ -197,3 +203,7 @@ def _require_key(key: str) -> str:
     if not is_tag(key) and not is_digest(key):
         raise ValueError(f"neither a tag nor a digest: {key!r}")
     return key
+
+
+def _known(read_range: ReadRange, digest: str, size_bytes: int) -> KnownContent:
+    return KnownContent(read_range, ContentIdentity(require_digest(digest), size_bytes))

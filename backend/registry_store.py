@@ -7,6 +7,7 @@ from pathlib import Path
 import trio
 
 from backend.contract import BlobReader
+from backend.growing import GrowingFile
 from backend.manifest import Descriptor, this_platform
 from backend.metadata import fetch_oci_metadata, metadata_at
 from backend.ocidigest import digest_of
@@ -103,6 +104,10 @@ class RegistryStore:
     ) -> None:
         """See `BlobTarget`; one upload chunk is in memory at a time."""
         await self._client.upload_from(reader, descriptor.digest, descriptor.size_bytes, on_bytes)
+
+    async def put_growing(self, source: GrowingFile, on_bytes: Callable[[int], None]) -> None:
+        """See `GrowingTarget`."""
+        await self._client.upload(source, on_bytes)
 
     def _tag_to_set(self) -> str:
         if self._reference.tag is None:

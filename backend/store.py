@@ -5,13 +5,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from backend.contract import BackendError, BlobReader
 from backend.manifest import Descriptor, Platform
 from backend.reference import DirReference, LayoutReference, Reference, parse_reference
 
 if TYPE_CHECKING:
+    from backend.growing import GrowingFile
     from backend.registry import RegistryOptions
 
 
@@ -181,6 +182,15 @@ class BlobTarget(Protocol):
         self, descriptor: Descriptor, reader: BlobReader, on_bytes: Callable[[int], None]
     ) -> None:
         """Stores a blob that is read piece by piece, in bounded memory. `on_bytes` gets increments."""
+        ...
+
+
+@runtime_checkable
+class GrowingTarget(Protocol):
+    """A target that takes a blob while it is still being written."""
+
+    async def put_growing(self, source: "GrowingFile", on_bytes: Callable[[int], None]) -> None:
+        """Stores the blob that the file is at its end; `on_bytes` gets increments."""
         ...
 
 

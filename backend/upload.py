@@ -6,7 +6,9 @@ Concurrency: an upload belongs to one task. At most one chunk of the file is in 
 import logging
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import trio
@@ -31,23 +33,62 @@ logger = logging.getLogger(__name__)
 ReadRange = Callable[[int, int], Awaitable[bytes]]
 
 
+@dataclass(frozen=True, slots=True)
+class ContentIdentity:
+    """What content is once it is complete: its digest ("sha256:<hex>") and its size in bytes."""
+
+    digest: str
+    size_bytes: int
+
+
+class UploadSource(Protocol):
+    """Content to upload, which may still be growing. Any part of it may be read again."""
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """`length` bytes from byte `offset`, waiting for them; fewer only at the end."""
+
+    async def identity(self) -> ContentIdentity:
+        """What the content is; waits until it is complete."""
+
+    def is_end(self, offset: int) -> bool:
+        """Whether it is known that there is nothing from byte `offset` on."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownContent:
+    """An `UploadSource` of which everything is known."""
+
+    read_range: ReadRange
+    known: ContentIdentity
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """See `UploadSource`."""
+        return await self.read_range(offset, min(length, self.known.size_bytes - offset))
+
+    async def identity(self) -> ContentIdentity:
+        """See `UploadSource`."""
+        await trio.lowlevel.checkpoint()
+        return self.known
+
+    def is_end(self, offset: int) -> bool:
+        """See `UploadSource`."""
+        return offset >= self.known.size_bytes
+
+
 class BlobUpload:
-    """Sends what `read_range` gives as the blob `digest`; `on_bytes` is told of each run of bytes once."""
+    """Sends what `source` gives as a blob; `on_bytes` is told of each run of bytes once."""
 
     def __init__(
         self,
         session: RegistrySession,
         retry: RetryPolicy,
-        read_range: ReadRange,
-        digest: str,
-        size_bytes: int,
+        source: UploadSource,
         on_bytes: Callable[[int], None],
     ) -> None:
         self._session = session
         self._retry = retry
-        self._read_range = read_range
-        self._digest = digest
-        self._size_bytes = size_bytes
+        self._source = source
+        self._sent_end = 0
         self._on_bytes = on_bytes
         self._scopes = (push_scope(session.repository),)
         self._location: str | None = None
@@ -107,19 +148,25 @@ class BlobUpload:
             await abandon_upload(self._session, self._location)
         # The upload is gone: finished just before the connection broke, or forgotten.
         self._location = None
-        if await head_blob(self._session, self._digest) == self._size_bytes:
-            self._report(self._size_bytes)
-            return True
+        if self._source.is_end(self._sent_end):
+            identity = await self._source.identity()
+            if await head_blob(self._session, identity.digest) == identity.size_bytes:
+                self._report(identity.size_bytes)
+                return True
         await self._start()
         return False
 
     async def _send_rest(self, attempts: Attempts) -> None:
-        if self._offset == 0 and self._size_bytes <= self._chunk_bytes:
-            await self._put(await self._read_chunk(0))
-            return
-        while self._offset < self._size_bytes:
+        while not self._source.is_end(self._offset):
+            chunk = await self._source.read(self._offset, self._chunk_bytes)
+            self._sent_end = max(self._sent_end, self._offset + len(chunk))
+            if self._offset == 0 and self._source.is_end(len(chunk)):
+                await self._put(chunk)
+                return
+            if not chunk:
+                continue  # it has ended where the last chunk did
             before = self._reported
-            await self._patch(await self._read_chunk(self._offset))
+            await self._patch(chunk)
             if self._reported > before:  # a registry that forgets uploads gives no progress for ever
                 attempts.progressed()
         await self._put(b"")
@@ -144,14 +191,15 @@ class BlobUpload:
 
     async def _put(self, rest: bytes) -> None:
         assert self._location is not None
-        url = _with_query(self._location, "digest", self._digest)
+        identity = await self._source.identity()
+        url = _with_query(self._location, "digest", identity.digest)
         async with self._session.send(
             "PUT", url, scopes=self._scopes, headers=[_OCTETS], body=rest
         ) as response:
             await self._raise_for_upload(response, 201)
             await response.drain()
         self._location = None
-        self._report(self._size_bytes)
+        self._report(identity.size_bytes)
 
     async def _raise_for_upload(self, response: HttpResponse, expected: int) -> None:
         if response.status == 416 or response.status == 404:
@@ -160,9 +208,6 @@ class BlobUpload:
                 where=response.where, status=response.status, why=" (the upload is out of step)"
             )
         await raise_for_status(response, expected, host=self._session.host)
-
-    async def _read_chunk(self, offset: int) -> bytes:
-        return await self._read_range(offset, min(self._chunk_bytes, self._size_bytes - offset))
 
     def _follow(self, response: HttpResponse) -> None:
         location = response.header("Location")
@@ -179,9 +224,9 @@ class BlobUpload:
         last = parse_last_byte(response.header("Range") or "")
         if last is None:
             return None
-        if last >= self._size_bytes:
+        if last >= max(self._sent_end, 1):  # "0-0" is what one byte would be
             raise RegistryProtocolError(
-                where=response.where, why=f"has more than the {self._size_bytes} bytes sent"
+                where=response.where, why=f"has more than the {self._sent_end} bytes sent"
             )
         return last + 1 if last else 0
 

@@ -101,6 +101,11 @@ class Build:
     ) -> None:
         self._open.close()
 
+    @property
+    def blob_path(self) -> Path:
+        """The blob's file, to which `run` only appends."""
+        return self._work.blob_path
+
     def discard(self) -> None:
         """Removes the work directory."""
         shutil.rmtree(self._work.path, ignore_errors=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 import trio
 
 from backend.bootstrap_layer import blob_meta_name
-from backend.contract import BackendError
+from backend.contract import BackendError, BlobReader
+from backend.growing import GrowingFile
 from backend.image_config import NewLayer, converted_config
 from backend.manifest import NYDUS_CONFIG, OCI_CONFIG, Descriptor
 from backend.pieces import first_failure
@@ -20,6 +21,8 @@ from backend.publish import ImageDescription, Transfer, send_image
 from backend.publishing import reporting_writes, staging_directory
 from backend.source_image import SourceImage
 from backend.store import BlobFile, ImageFiles, OciStore, OpenOrigin
+from backend.upload import ContentIdentity
+from builder.build import BuiltImage
 from builder.chunk_dict import DictionaryImage
 from builder.layer_build import build_layer
 from builder.layer_cache import ConvertedLayer, LayerCache
@@ -77,32 +80,42 @@ class ImageConverter:
 
     async def convert(self, image: SourceImage, work_dir: Path) -> ConvertedImage:
         """Brings everything over but the manifest. Raises what builds, stores and the merge raise."""
-        layers = await self._layers(image)
         with staging_directory(work_dir) as staging:
-            merged = await trio.to_thread.run_sync(self._merge, layers, staging)
+            layers, merged = await self._make(image, staging)
             files = ImageFiles(merged.bootstrap, _blob_files(merged, layers), image.platform)
             description = self._describe(image, layers)
             manifest = await send_image(self._transfer, files, description, self._open_origin)
         converted = sum(layer.is_new for layer in layers)
         return ConvertedImage(manifest, len(layers), converted, merged.inodes, merged.bytes_in)
 
-    async def _layers(self, image: SourceImage) -> list[ConvertedLayer]:
-        """The layers, lowest first. Equal ones are built once."""
+    async def _make(self, image: SourceImage, staging: Path) -> tuple[list[ConvertedLayer], MergedImage]:
+        """All layers, lowest first, and what they are together. Equal ones are built once.
+
+        A layer is merged as soon as it and all below it are there.
+        """
         wanted = {layer.digest: layer for layer in image.manifest.layers}
+        ready = {digest: trio.Event() for digest in wanted}
         found: dict[str, ConvertedLayer] = {}
         limit = trio.CapacityLimiter(self._options.parallel)
 
         async def provide(layer: Descriptor) -> None:
             async with limit:
                 found[layer.digest] = await self._provide(layer)
+            ready[layer.digest].set()
 
         try:
-            async with trio.open_nursery() as nursery:
-                for layer in wanted.values():
-                    nursery.start_soon(provide, layer)
+            with reporting_writes(staging), LayerMerge(staging) as merge:
+                async with trio.open_nursery() as nursery:
+                    for layer in wanted.values():
+                        nursery.start_soon(provide, layer)
+                    for layer in image.manifest.layers:
+                        await ready[layer.digest].wait()
+                        await trio.to_thread.run_sync(merge.add, found[layer.digest].bootstrap)
+                patterns = PrefetchPatterns(self._options.build.prefetch)
+                merged = await trio.to_thread.run_sync(merge.write, staging / "image.boot", patterns)
         except BaseExceptionGroup as group:
             raise first_failure(group) from None
-        return [found[layer.digest] for layer in image.manifest.layers]
+        return [found[layer.digest] for layer in image.manifest.layers], merged
 
     async def _provide(self, layer: Descriptor) -> ConvertedLayer:
         """A layer whose blobs are in the target."""
@@ -147,19 +160,36 @@ class ImageConverter:
         task = LayerTask(label, work_dir, self._options.build, self._options.dictionaries)
         reader = self._source.open_content(layer.digest, layer.size_bytes)
         try:
-            built = await build_layer(
-                task, layer, reader, lambda counters: self._on_progress(layer.digest, counters)
-            )
+            built = await self._build_and_send(task, layer, reader)
+        except BaseExceptionGroup as group:
+            raise first_failure(group) from None
         finally:
             with trio.CancelScope(shield=True):
                 await reader.aclose()
         return await trio.to_thread.run_sync(self._cache.add, key, built)
 
-    def _merge(self, layers: Sequence[ConvertedLayer], staging: Path) -> MergedImage:
-        with reporting_writes(staging), LayerMerge(staging) as merge:
-            for layer in layers:
-                merge.add(layer.bootstrap)
-            return merge.write(staging / "image.boot", PrefetchPatterns(self._options.build.prefetch))
+    async def _build_and_send(self, task: LayerTask, layer: Descriptor, reader: BlobReader) -> BuiltImage:
+        """Builds a layer; its blob is on its way to the target meanwhile."""
+        growing: GrowingFile | None = None
+        async with trio.open_nursery() as nursery:
+
+            def follow(path: Path) -> None:
+                nonlocal growing
+                growing = GrowingFile(path)
+                nursery.start_soon(self._transfer.follow_blob, growing)
+
+            def advance(counters: PipelineCounters) -> None:
+                self._on_progress(layer.digest, counters)
+                if growing is not None:
+                    growing.advance(counters.bytes_out)
+
+            built = await build_layer(task, layer, reader, follow, advance)
+            own = [blob for blob in built.files.blobs if blob.path is not None]
+            if own and growing is not None:
+                growing.finish(ContentIdentity(f"sha256:{own[0].blob_id}", own[0].size_bytes))
+            else:
+                nursery.cancel_scope.cancel()
+        return built
 
     def _describe(self, image: SourceImage, layers: Sequence[ConvertedLayer]) -> ImageDescription:
         where = str(self._source.reference)

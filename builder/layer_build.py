@@ -61,9 +61,10 @@ async def build_layer(
     task: LayerTask,
     layer: Descriptor,
     reader: BlobReader,
+    on_blob: Callable[[Path], None],
     on_progress: Callable[[PipelineCounters], None],
 ) -> BuiltImage:
-    """Builds the layer that `reader` has.
+    """Builds the layer that `reader` has. `on_blob` gets the path of the blob's file, which grows.
 
     Raises what `Build.run` raises, what the reader raises, `DigestMismatch`, `DecompressionBomb`,
     `LayerProcessDied`. What is in the work directory afterwards makes the next try cheaper.
@@ -79,6 +80,8 @@ async def build_layer(
                     if isinstance(answer, PipelineCounters):
                         feed.expect_no_bomb(answer)
                         on_progress(answer)
+                    elif isinstance(answer, Path):
+                        on_blob(answer)
                     elif isinstance(answer, BuiltImage):
                         result = answer
                     else:
@@ -133,8 +136,10 @@ class _Feed:
             )
 
 
-async def _answers(label: str, child: _Child) -> AsyncIterator[PipelineCounters | BuiltImage | NydusError]:
-    """Counters, and at last the result or the error."""
+async def _answers(
+    label: str, child: _Child
+) -> AsyncIterator[Path | PipelineCounters | BuiltImage | NydusError]:
+    """The path of the blob, counters, and at last the result or the error."""
     while True:
         try:
             answer = await trio.to_thread.run_sync(child.connection.recv, abandon_on_cancel=True)
@@ -142,7 +147,7 @@ async def _answers(label: str, child: _Child) -> AsyncIterator[PipelineCounters 
             status = await trio.to_thread.run_sync(child.process.wait)
             raise LayerProcessDied(label=label, status=status) from error
         yield answer
-        if not isinstance(answer, PipelineCounters):
+        if not isinstance(answer, Path | PipelineCounters):
             return
 
 

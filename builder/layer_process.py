@@ -1,8 +1,8 @@
 """Builds one layer of a container image: a program of its own, so that layers are built side by side.
 
 `builder.layer_build` starts it with the number of a socket as its argument; the layer comes on standard
-input. It answers with counters now and then, and at last with a `BuiltImage` or an error. It ends when its
-parent does (end of file on standard input, or a broken socket).
+input. It answers with the path of the blob's file, with counters now and then, and at last with a
+`BuiltImage` or an error. It ends when its parent does (end of file on standard input, or a broken socket).
 """
 
 import signal
@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> None:
 
     try:
         with Build(task.work_dir, task.options, task.dictionaries, show, LayerTree) as build:
+            connection.send(build.blob_path)
             answer: object = build.run(Path(STANDARD_INPUT), task.label)
     except NydusError as error:
         answer = error

@@ -87,16 +87,16 @@ class ChildRow(NamedTuple):
 class PathTree:
     """Collects names and nodes. A context manager: leaving it removes the database.
 
-    A node is a file under one or more names. Numbers of nodes from 1 on are the caller's, negative ones are
-    directories that were implied. What no name leads to any more stays in the database and out of the
-    table. Memory is 4 bytes a node and the page cache.
+    For any thread, one at a time. A node is a file under one or more names. Numbers of nodes from 1 on are
+    the caller's, negative ones are directories that were implied. What no name leads to any more stays in
+    the database and out of the table. Memory is 4 bytes a node and the page cache.
     """
 
     def __init__(self, path: Path) -> None:
         """`path` is that of the database."""
         self._path = path
         path.unlink(missing_ok=True)
-        self._database = sqlite3.connect(path, isolation_level=None)
+        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._root = (IMPLIED_DIRECTORY, b"")
         self._directories: dict[bytes, int] = {}
         self._nodes: list[tuple[int, bytes, bytes, bytes, int]] = []

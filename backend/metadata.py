@@ -100,7 +100,7 @@ async def fetch_oci_metadata(store: OciStore, images_dir: Path, wanted: Platform
         with reporting_writes(unpacked):
             unpacked.mkdir()
             (unpacked / MANIFEST_NAME).write_bytes(image.stored.data)
-        await _unpack_bootstrap(store, image.layers.bootstrap, unpacked)
+        await unpack_bootstrap(store, image.layers.bootstrap, unpacked)
         await _complete_tables(store, image.layers, unpacked)
         return await settle_metadata(unpacked, images_dir, image.stored.digest)
 
@@ -165,7 +165,8 @@ def _settle(unpacked: Path, images_dir: Path, digest: str) -> ImageMetadata | No
     return None
 
 
-async def _unpack_bootstrap(store: OciStore, layer: Descriptor, directory: Path) -> None:
+async def unpack_bootstrap(store: OciStore, layer: Descriptor, directory: Path) -> None:
+    """Fetches a bootstrap layer and unpacks it, verified. Raises `LayerBroken` and what the store raises."""
     where = str(store.reference)
     if layer.size_bytes > LAYER_SIZE_MAX_BYTES:
         raise ManifestBroken(where=where, why=f"a bootstrap layer of {layer.size_bytes} bytes")

@@ -23,7 +23,9 @@ from backend.source_image import SourceImage
 from backend.store import BlobFile, ImageFiles, OciStore, OpenOrigin
 from backend.upload import ContentIdentity
 from builder.build import BuiltImage
+from builder.build_cache import BuildCache
 from builder.chunk_dict import DictionaryImage
+from builder.journal import BuildRunning
 from builder.layer_build import build_layer
 from builder.layer_cache import ConvertedLayer, LayerCache
 from builder.layer_process import LayerTask
@@ -31,6 +33,8 @@ from builder.merge import LayerMerge, MergedImage
 from builder.options import BuildOptions
 from builder.pipeline import PipelineCounters
 from builder.prefetch_patterns import PrefetchPatterns
+
+OTHERS_PAUSE_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ class ImageConverter:
         open_origin: OpenOrigin,
         cache: LayerCache,
         options: ConvertOptions,
+        build_cache: BuildCache | None = None,
         on_progress: Callable[[str, PipelineCounters], None] = lambda layer, counters: None,
     ) -> None:
         self._source = source
@@ -75,6 +80,9 @@ class ImageConverter:
         self._open_origin = open_origin
         self._cache = cache
         self._options = options
+        self._build_cache = build_cache
+        self.provided: dict[str, ConvertedLayer] = {}
+        self.sources: dict[str, str] = {}
         self._on_progress = on_progress
         self._sending = trio.Lock()
 
@@ -121,15 +129,29 @@ class ImageConverter:
         """A layer whose blobs are in the target."""
         options = self._options
         key = self._cache.key(layer.digest, options.build, options.dictionary_digests)
-        known = self._cache.find(key)
-        if known is None or not await self._is_reachable(known):
+        while (known := await self._find(key)) is None:
             self._cache.forget(key)
-            known = await self._build(layer, key)
+            try:
+                known = await self._build(layer, key)
+                break
+            except BuildRunning:  # another conversion has the layer under way: what it makes will do
+                await trio.sleep(OTHERS_PAUSE_S)
         async with self._sending:
             for blob in known.blobs:
                 await self._transfer.send_blob(known.blob_file(blob), self._open_origin, may_link=True)
         known.note_holder(str(self._target.reference))
+        self.provided[key], self.sources[key] = known, layer.digest
         return known
+
+    async def _find(self, key: str) -> ConvertedLayer | None:
+        """A layer that was converted before, here or by who shares the build cache."""
+        known = self._cache.find(key)
+        if known is not None and await self._is_reachable(known):
+            return known
+        if self._build_cache is None:
+            return None
+        known = await self._build_cache.fetch(key, self._cache)
+        return known if known is not None and await self._is_reachable(known) else None
 
     async def _is_reachable(self, layer: ConvertedLayer) -> bool:
         """Whether its blobs are here, in the target, or in an image that was made with it."""

@@ -13,7 +13,13 @@ from pathlib import Path
 import msgspec
 
 from backend.bootstrap_layer import BOOTSTRAP_NAME, blob_meta_name
-from backend.publishing import publish_directory, reporting_writes, staging_directory, write_atomically
+from backend.publishing import (
+    CannotWrite,
+    publish_directory,
+    reporting_writes,
+    staging_directory,
+    write_atomically,
+)
 from backend.store import BlobFile
 from builder.build import BuiltImage
 from builder.options import BuildOptions
@@ -31,7 +37,7 @@ class LayerBlob(msgspec.Struct, frozen=True, omit_defaults=True):
     source: str = ""
 
 
-class _Record(msgspec.Struct, frozen=True):
+class LayerRecord(msgspec.Struct, frozen=True):
     """What is known of a converted layer. `holders` are references of images that have its blobs."""
 
     blobs: tuple[LayerBlob, ...]
@@ -54,23 +60,26 @@ class ConvertedLayer:
         """The layer's own bootstrap, with the marks of `builder.layer_marks`."""
         return self.directory / BOOTSTRAP_NAME
 
+    def holder(self, blob: LayerBlob) -> str | None:
+        """An image that has a blob, by what is known."""
+        return blob.source or (self.holders[0] if self.holders else None)
+
     def blob_file(self, blob: LayerBlob) -> BlobFile:
         """A blob as it is published: from its file here, or from an image that has it."""
         path = self.directory / blob.blob_id
-        source = blob.source or (self.holders[0] if self.holders else None)
         return BlobFile(
             blob.blob_id,
             blob.size_bytes,
             path if path.exists() else None,
             self.directory / blob_meta_name(blob.blob_id),
-            source,
+            self.holder(blob),
         )
 
     def note_holder(self, reference: str) -> None:
         """Its blobs are in that image's repository now: their bytes here go. Raises `CannotWrite`."""
         if reference not in self.holders:
             self.holders.insert(0, reference)
-            record = _Record(self.blobs, self.bytes_in, tuple(self.holders[:8]))
+            record = LayerRecord(self.blobs, self.bytes_in, tuple(self.holders[:8]))
             with staging_directory(self.directory) as staging:
                 write_atomically(self.directory / RECORD_NAME, msgspec.json.encode(record), staging)
         for blob in self.blobs:
@@ -81,7 +90,7 @@ class LayerCache:
     """The directory of all converted layers."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
 
     def key(self, layer_digest: str, options: BuildOptions, dictionaries: Sequence[str]) -> str:
         """Names the layer as made from that source in that way; `dictionaries` are digests of bootstraps."""
@@ -99,13 +108,13 @@ class LayerCache:
 
     def work_dir(self, key: str) -> Path:
         """Where that layer is made."""
-        return self._directory / f"{key}.work"
+        return self.directory / f"{key}.work"
 
     def find(self, key: str) -> ConvertedLayer | None:
         """A layer made earlier; None for one that is not there or not whole."""
-        directory = self._directory / key
+        directory = self.directory / key
         try:
-            record = msgspec.json.decode((directory / RECORD_NAME).read_bytes(), type=_Record)
+            record = msgspec.json.decode((directory / RECORD_NAME).read_bytes(), type=LayerRecord)
         except (OSError, msgspec.DecodeError):
             return None
         layer = ConvertedLayer(directory, record.blobs, record.bytes_in, list(record.holders))
@@ -117,9 +126,8 @@ class LayerCache:
         blobs = tuple(
             LayerBlob(blob.blob_id, blob.size_bytes, blob.source or "") for blob in built.files.blobs
         )
-        record = _Record(blobs, built.statistics.bytes_in)
-        final = self._directory / key
-        with staging_directory(self._directory) as staging:
+        record = LayerRecord(blobs, built.statistics.bytes_in)
+        with staging_directory(self.directory) as staging:
             unpacked = staging / key
             with reporting_writes(unpacked):
                 unpacked.mkdir()
@@ -129,14 +137,25 @@ class LayerCache:
                     if blob.path is not None:
                         blob.path.rename(unpacked / blob.blob_id)
                 (unpacked / RECORD_NAME).write_bytes(msgspec.json.encode(record))
-            self.forget(key)
-            publish_directory(unpacked, final)
+            layer = self._settle(key, unpacked)
         shutil.rmtree(self.work_dir(key), ignore_errors=True)
-        layer = self.find(key)
-        assert layer is not None, "it has just been put there"
         layer.is_new = True
+        return layer
+
+    def adopt(self, key: str, unpacked: Path, record: LayerRecord) -> ConvertedLayer:
+        """Takes a directory with a layer's bootstrap and chunk tables. Raises `CannotWrite`."""
+        with reporting_writes(unpacked):
+            (unpacked / RECORD_NAME).write_bytes(msgspec.json.encode(record))
+        return self._settle(key, unpacked)
+
+    def _settle(self, key: str, unpacked: Path) -> ConvertedLayer:
+        self.forget(key)
+        publish_directory(unpacked, self.directory / key)
+        layer = self.find(key)
+        if layer is None:
+            raise CannotWrite(where=self.directory / key, why="a layer's files are not all there")
         return layer
 
     def forget(self, key: str) -> None:
         """Removes a layer."""
-        shutil.rmtree(self._directory / key, ignore_errors=True)
+        shutil.rmtree(self.directory / key, ignore_errors=True)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -13,7 +14,8 @@ from backend.manifest import Platform, this_platform
 from backend.publish import Transfer
 from backend.reference import DirReference, LayoutReference, Reference, RegistryReference, absolute_reference
 from backend.source_image import find_source
-from backend.store import OciStore, PublishResult, open_store
+from backend.store import ImageStore, OciStore, PublishResult, open_store
+from builder.build_cache import BuildCache
 from builder.convert import ConvertOptions, ImageConverter
 from builder.convert_publish import Conversion, bring_originals, publish_index, publish_single
 from builder.layer_cache import LayerCache
@@ -87,6 +89,10 @@ def run(
     parallel: Annotated[
         int | None, typer.Option(min=1, help="Layers that are converted at a time.", show_default=False)
     ] = None,
+    build_cache: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="Keep converted layers there too, for hosts that keep nothing."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Convert a container image (OCI or docker) layer by layer and push the result.
@@ -111,7 +117,8 @@ def run(
         tuple(hashlib.sha256(image.bootstrap.read_bytes()).hexdigest() for image in dictionaries),
         is_one_of_two=both,
     )
-    request = _Request(origin, destination, wanted, both, all_platforms, options)
+    cache = absolute_reference(build_cache) if build_cache else None
+    request = _Request(origin, destination, wanted, both, all_platforms, options, cache)
     report = run_async(lambda: _convert(request, settings, source, target, start))
     emit(report, as_json=as_json, render=_lines)
 
@@ -124,17 +131,27 @@ class _Request:
     both: bool
     all_platforms: bool
     options: ConvertOptions
+    build_cache: Reference | None
 
 
 async def _convert(
     request: _Request, settings: Settings, source_text: str, target_text: str, start: float
 ) -> ConvertReport:
     registry_options = settings.registry_options()
-    async with (
-        open_store(request.origin, registry_options) as reader,
-        open_store(request.destination, registry_options) as writer,
-    ):
-        store, target = cast(OciStore, reader), cast(OciStore, writer)
+
+    def open_origin(text: str) -> AbstractAsyncContextManager[ImageStore]:
+        return open_store(absolute_reference(text), registry_options)
+
+    async with AsyncExitStack() as stack:
+        store = cast(OciStore, await stack.enter_async_context(open_store(request.origin, registry_options)))
+        target = cast(
+            OciStore, await stack.enter_async_context(open_store(request.destination, registry_options))
+        )
+        build_cache = None
+        if request.build_cache is not None:
+            place = await stack.enter_async_context(open_store(request.build_cache, registry_options))
+            build_cache = BuildCache(cast(OciStore, place), open_origin)
+            await build_cache.load()
         source = await find_source(store, request.platform)
         with progress_bar("converting") as bar:
             transfer = Transfer(target, str(request.destination), TransferProgress(bar))
@@ -148,9 +165,10 @@ async def _convert(
                 store,
                 target,
                 transfer,
-                lambda text: open_store(absolute_reference(text), registry_options),
+                open_origin,
                 LayerCache(settings.cache_dir / "layers"),
                 request.options,
+                build_cache,
                 show,
             )
             conversions = [
@@ -165,6 +183,8 @@ async def _convert(
                 digest = await publish_index(target, conversions, ())
             else:
                 digest = await publish_single(target, conversions[0])
+            if build_cache is not None:
+                await build_cache.save(converter.provided, converter.sources)
     return _report(source_text, target_text, conversions, transfer.result(digest), time.monotonic() - start)
 
 

@@ -110,6 +110,30 @@ def test_a_known_layer_goes_to_another_place_without_being_converted(
     machine.nydus("check", "--deep", f"oci:{machine.directory}/third:v1")
 
 
+def test_a_build_cache_serves_hosts_that_keep_nothing(
+    machine: Machine, layout: Layout, anonymous_registry: RegistryServer
+) -> None:
+    base = [Layer().add("model", noise(2 * MIB)), Layer().add("framework", noise(20 * MIB, 1))]
+    layout.image([*base, Layer().add("app", noise(MIB, 2))], tag="v1")
+    layout.image([*base, Layer().add("app", noise(MIB, 3))], tag="v2")
+    host = f"{anonymous_registry.host}/cached"
+    machine.json("convert", f"oci:{layout.path}:v1", f"{host}/a:v1", "--build-cache", f"{host}/cache:main")
+    fresh = Machine(machine.directory / "fresh")
+    report = fresh.json(
+        "convert", f"oci:{layout.path}:v2", f"{host}/b:v2", "--build-cache", f"{host}/cache:main"
+    )
+    assert (report["layers_converted"], report["blobs_mounted"], report["blobs_uploaded"]) == (1, 2, 1)
+    fresh.nydus("check", "--deep", f"{host}/b:v2")
+    third = Machine(machine.directory / "third")
+    cache = ("--build-cache", f"{host}/cache:main")
+    report = third.json("convert", f"oci:{layout.path}:v1", f"oci:{third.directory}/o:v1", *cache)
+    assert report["layers_converted"] == 0
+    code, line = third.failure(
+        "convert", f"oci:{layout.path}:v1", f"{host}/c:v1", "--build-cache", f"{host}/a:v1"
+    )
+    assert (code, "something else has this name" in line) == (63, True)
+
+
 def test_every_kind_of_layer(machine: Machine, layout: Layout) -> None:
     tars = [Layer().add(f"f{number}", noise(100_000, number)).tar() for number in range(5)]
     members = b"".join(gzip.compress(tars[3][at : at + 30_000]) for at in range(0, len(tars[3]), 30_000))
@@ -215,7 +239,7 @@ def test_all_platforms_or_one(machine: Machine, layout: Layout) -> None:
 
 
 def test_a_killed_conversion_goes_on_and_publishes_nothing_before(machine: Machine, layout: Layout) -> None:
-    layers = [Layer().add("small", noise(MIB)), Layer().add("large", noise(48 * MIB, 1))]
+    layers = [Layer().add("small", noise(MIB)), Layer().add("large", noise(160 * MIB, 1))]
     layout.image(layers, tag="v1")
     out = machine.directory / "out"
     command = machine.command("convert", f"oci:{layout.path}:v1", f"oci:{out}:v1", "--compressor", "zstd")
@@ -225,7 +249,7 @@ def test_a_killed_conversion_goes_on_and_publishes_nothing_before(machine: Machi
     while not (blobs.exists() and list(blobs.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     assert not (out / "index.json").exists()
     report = machine.json("convert", f"oci:{layout.path}:v1", f"oci:{out}:v1", "--compressor", "zstd")
     assert report["layers_converted"] == 1, "the first one was finished"
@@ -320,6 +344,20 @@ def test_bad_images_are_refused_and_nothing_is_published(
     got, line = machine.failure("convert", f"oci:{layout.path}:v1", f"oci:{out}:v1")
     assert (got, why in line) == (code, True), line
     assert not (out / "index.json").exists()
+
+
+def test_two_conversions_of_one_layer_at_once(machine: Machine, layout: Layout) -> None:
+    layout.image([Layer().add("large", noise(64 * MIB, 1))], tag="v1")
+    commands = [
+        machine.command("convert", f"oci:{layout.path}:v1", f"oci:{machine.directory}/{name}:v1", "--json")
+        for name in ("one", "two")
+    ]
+    processes = [
+        subprocess.Popen(command, env=machine.environment, stdout=subprocess.PIPE) for command in commands
+    ]
+    reports = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
+    assert sorted(report["layers_converted"] for report in reports) == [0, 1]
+    assert reports[0]["digest"] == reports[1]["digest"]
 
 
 def test_a_nydus_image_is_not_converted_again(machine: Machine, layout: Layout) -> None:

@@ -1,0 +1,151 @@
+"""Converted layers in a registry, for hosts that keep nothing: `--build-cache REF`.
+
+An artifact whose layers are, for each converted layer, a package of its bootstrap and chunk tables, and its
+data blob. Its annotations on packages are those of Nydus's cache images where they mean the same.
+"""
+
+import tempfile
+from pathlib import Path
+
+import msgspec
+import trio
+
+from backend.bootstrap_layer import BOOTSTRAP_NAME, LayerFile, blob_meta_name, pack_layer
+from backend.contract import BackendError, BlobNotFound
+from backend.manifest import (
+    LAYER_GZIP,
+    OCI_MANIFEST,
+    Descriptor,
+    ImageManifest,
+    blob_descriptor,
+    parse_document,
+)
+from backend.metadata import unpack_bootstrap
+from backend.ocidigest import digest_of
+from backend.publish import Transfer
+from backend.publishing import reporting_writes, staging_directory
+from backend.store import BlobFile, NoProgress, OciStore, OpenOrigin
+from builder.layer_cache import ConvertedLayer, LayerCache, LayerRecord
+
+ARTIFACT_TYPE = "application/vnd.nydus-py.build-cache.v1+json"
+EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
+EMPTY = b"{}"
+"""The config of artifacts that have none, from the OCI image specification 1.1."""
+CACHE_ANNOTATION = "containerd.io/snapshot/nydus-cache"
+SOURCE_ANNOTATION = "containerd.io/snapshot/nydus-source-digest"
+KEY_ANNOTATION = "nydus-py/layer-key"
+RECORD_ANNOTATION = "nydus-py/layer-record"
+RECORDS_MAX = 200
+"""Layers that are kept; the oldest go."""
+
+
+class BuildCacheBroken(BackendError):
+    """A build cache that cannot be read."""
+
+    message = "build cache {where}: {why}"
+    exit_code = 63
+
+
+class BuildCache:
+    """The artifact under one reference. `load` comes first."""
+
+    def __init__(self, store: OciStore, open_origin: OpenOrigin) -> None:
+        self._store = store
+        self._open_origin = open_origin
+        self._packages: dict[str, Descriptor] = {}
+
+    async def load(self) -> None:
+        """Reads what there is; nothing, where there is no such artifact yet. Raises `BuildCacheBroken`."""
+        where = str(self._store.reference)
+        try:
+            stored = await self._store.get_manifest()
+        except BlobNotFound:
+            return
+        document = parse_document(stored.data, where)
+        if not isinstance(document, ImageManifest) or document.artifact_type != ARTIFACT_TYPE:
+            raise BuildCacheBroken(where=where, why="something else has this name; choose another")
+        for layer in document.layers:
+            key = layer.annotations.get(KEY_ANNOTATION)
+            if key is not None:
+                self._packages[key] = layer
+
+    async def fetch(self, key: str, cache: LayerCache) -> ConvertedLayer | None:
+        """Brings a layer's metadata into the cache of this host; None where it is not known.
+
+        Raises what stores raise, and `LayerBroken`.
+        """
+        package = self._packages.get(key)
+        if package is None:
+            return None
+        record = self._record(package)
+        with staging_directory(cache.directory) as staging:
+            unpacked = staging / key
+            with reporting_writes(unpacked):
+                unpacked.mkdir()
+            await unpack_bootstrap(self._store, package, unpacked)
+            return cache.adopt(key, unpacked, record)
+
+    async def save(self, layers: dict[str, ConvertedLayer], sources: dict[str, str]) -> None:
+        """Puts converted layers in, by key; `sources` are the digests that they were made from.
+
+        The artifact is replaced as the last step. Raises what stores raise.
+        """
+        where = str(self._store.reference)
+        transfer = Transfer(self._store, where, NoProgress())
+        for key, layer in layers.items():
+            for blob in layer.blobs:
+                held = BlobFile(blob.blob_id, blob.size_bytes, None, layer.bootstrap, layer.holder(blob))
+                await transfer.send_blob(held, self._open_origin)
+            known = self._packages.pop(key, None)
+            self._packages[key] = known or await self._send_package(key, layer, sources[key], transfer)
+        for key in list(self._packages)[:-RECORDS_MAX]:
+            del self._packages[key]
+        await self._store.put_manifest(OCI_MANIFEST, await self._manifest(transfer), as_reference=True)
+
+    async def _send_package(
+        self, key: str, layer: ConvertedLayer, source: str, transfer: Transfer
+    ) -> Descriptor:
+        files = [LayerFile(BOOTSTRAP_NAME, layer.bootstrap)]
+        for blob in layer.blobs:
+            name = blob_meta_name(blob.blob_id)
+            files.append(LayerFile(name, layer.directory / name))
+        record = LayerRecord(layer.blobs, layer.bytes_in, (str(self._store.reference),))
+        annotations = {
+            CACHE_ANNOTATION: "true",
+            SOURCE_ANNOTATION: source,
+            KEY_ANNOTATION: key,
+            RECORD_ANNOTATION: msgspec.json.encode(record).decode(),
+        }
+        with tempfile.TemporaryDirectory(prefix="nydus-py-") as name:
+            path = Path(name) / "package"
+            packed = await trio.to_thread.run_sync(pack_layer, files, path)
+            descriptor = Descriptor(LAYER_GZIP, packed.digest, packed.size_bytes, annotations)
+            await transfer.send_part(descriptor, path)
+        return descriptor
+
+    async def _manifest(self, transfer: Transfer) -> bytes:
+        layers: dict[str, Descriptor] = {}
+        for package in self._packages.values():
+            layers[package.digest] = package
+            for blob in self._record(package).blobs:
+                layers[blob.blob_id] = blob_descriptor(blob.blob_id, blob.size_bytes)
+        config = Descriptor(EMPTY_TYPE, digest_of(EMPTY), len(EMPTY))
+        with tempfile.TemporaryDirectory(prefix="nydus-py-") as name:
+            path = Path(name) / "config"
+            path.write_bytes(EMPTY)
+            await transfer.send_part(config, path)
+        return msgspec.json.encode(
+            ImageManifest(
+                schema_version=2,
+                media_type=OCI_MANIFEST,
+                artifact_type=ARTIFACT_TYPE,
+                config=config,
+                layers=tuple(layers.values()),
+            )
+        )
+
+    def _record(self, package: Descriptor) -> LayerRecord:
+        try:
+            return msgspec.json.decode(package.annotations.get(RECORD_ANNOTATION, ""), type=LayerRecord)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BuildCacheBroken(where=self._store.reference, why=str(error)) from error

@@ -11,6 +11,7 @@ from backend.bootstrap_layer import BOOTSTRAP_NAME, LayerFile, blob_meta_name, p
 from backend.contract import BlobReader
 from backend.growing import GrowingFile
 from backend.manifest import (
+    NYDUS_BLOB,
     OCI_CONFIG,
     OCI_MANIFEST,
     Descriptor,
@@ -81,7 +82,7 @@ class Transfer:
             raise CannotPublish(where=self._where, why=why)
         self._finish(descriptor, BlobOutcome.UPLOADED)
 
-    async def follow_blob(self, growing: GrowingFile) -> None:
+    async def follow_blob(self, growing: GrowingFile, media_type: str = NYDUS_BLOB) -> None:
         """Sends a blob while it is being made, where the target can take it so; `send_blob` does the rest.
 
         Not a blob that turns out to be small: it may be there already, which is known at its end.
@@ -90,10 +91,8 @@ class Transfer:
             return
         await self._target.put_growing(growing, self._count)
         identity = await growing.identity()
-        self._finish(
-            blob_descriptor(identity.digest.removeprefix("sha256:"), identity.size_bytes),
-            BlobOutcome.UPLOADED,
-        )
+        descriptor = Descriptor(media_type, identity.digest, identity.size_bytes)
+        self._finish(descriptor, BlobOutcome.UPLOADED, is_counted=media_type == NYDUS_BLOB)
 
     async def send_content(self, descriptor: Descriptor, source: OciStore, *, is_counted: bool) -> None:
         """Brings a blob of any kind over from another store; only a counted one shows in the result."""
@@ -104,6 +103,8 @@ class Transfer:
 
     async def send_part(self, descriptor: Descriptor, path: Path) -> None:
         """Brings a bootstrap layer or a config over, which the result does not count as a blob."""
+        if descriptor.digest in self._done:
+            return
         if not await self._is_there(descriptor, None, is_counted=False):
             await self._send_file(descriptor, path, may_link=False)
             self._finish(descriptor, BlobOutcome.UPLOADED, is_counted=False)

@@ -3,7 +3,7 @@
 import os
 import stat
 import tarfile
-from typing import IO
+from typing import Protocol
 
 from builder.unpack import CannotUnpack
 from rafs.inode import Inode
@@ -25,13 +25,25 @@ _NUMBER_MAX = 0o77777777777
 Records = list[tuple[bytes, bytes]]
 
 
+class TarOutput(Protocol):
+    """What a tar stream is written to."""
+
+    def write(self, data: bytes, /) -> object:
+        """Takes all of `data`."""
+        ...
+
+    def flush(self) -> object:
+        """Hands on what is held back."""
+        ...
+
+
 class TarTarget:
     """Writes members one by one; `finish` writes the end of the archive.
 
     `sockets` counts what a tar stream has no type for and what is therefore left out.
     """
 
-    def __init__(self, out: IO[bytes]) -> None:
+    def __init__(self, out: TarOutput) -> None:
         self._out = out
         self._left = 0
         self._padding = 0

@@ -37,6 +37,7 @@ from tools.build_options import (
 )
 from tools.output import JsonOption, emit
 from tools.progress import TransferProgress, progress_bar
+from tools.reverse import reverse_image, reverse_lines
 from tools.runtime import run_async
 from tools.settings import Settings, settings_of
 from tools.sizes import format_size
@@ -70,6 +71,9 @@ def run(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Where the image goes.")],
     both: Annotated[
         bool, typer.Option("--both", help="An index of the image as it is and the Nydus one.")
+    ] = False,
+    reverse: Annotated[
+        bool, typer.Option("--reverse", help="The other way: an ordinary image of a Nydus one.")
     ] = False,
     platform: Annotated[
         str | None,
@@ -108,6 +112,11 @@ def run(
         raise InvalidOption(option="--all-platforms", why="and --platform exclude each other")
     for reference in (origin, destination):
         _expect_oci(reference)
+    if reverse:
+        _expect_alone("--reverse", both or all_platforms or bool(platform or chunk_dict or build_cache))
+        made = run_async(lambda: reverse_image(source, destination, settings, start))
+        emit(made, as_json=as_json, render=reverse_lines)
+        return
     cores = usable_cores(threads)
     at_once = parallel or min(PARALLEL_MAX, max(2, cores))
     options = ConvertOptions(
@@ -194,6 +203,11 @@ def parse_platform(text: str) -> Platform:
     if len(parts) not in (2, 3) or not all(parts):
         raise InvalidOption(option="--platform", why=f"write for example linux/arm64, not {text!r}")
     return Platform(parts[1], parts[0], parts[2] if len(parts) == 3 else "")
+
+
+def _expect_alone(option: str, has_others: bool) -> None:
+    if has_others:
+        raise InvalidOption(option=option, why="goes with none of the options that say what is to be made")
 
 
 def _expect_oci(reference: Reference) -> None:

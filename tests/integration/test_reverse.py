@@ -1,0 +1,137 @@
+"""`nydus-py convert --reverse`: the ordinary image again, which runs anywhere."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.cli_machine import Machine
+from tests.integration.test_layers_against_umoci import busy_layers
+from tests.integration.test_mount_pyfuse3 import noise
+from tests.oci_images import Layer, Layout
+from tests.tree_compare import describe_tree
+
+BUSYBOX = Path("/bin/busybox")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "machine")
+
+
+def need(*tools: str) -> None:
+    """Skips where a program is not installed."""
+    for tool in tools:
+        if shutil.which(tool) is None:
+            pytest.skip(f"not installed: {tool}")
+
+
+def there_and_back(machine: Machine, layout: Layout) -> Path:
+    """The layout of the image `v1`, converted and converted back."""
+    nydus, back = machine.directory / "nydus", machine.directory / "back"
+    machine.nydus("convert", f"oci:{layout.path}:v1", f"oci:{nydus}:v1")
+    machine.nydus("convert", "--reverse", f"oci:{nydus}:v1", f"oci:{back}:v1")
+    return back
+
+
+def unpacked(layout: Path, bundle: Path) -> Path:
+    """The tree of an image, by umoci."""
+    subprocess.run(["umoci", "unpack", "--image", f"{layout}:v1", str(bundle)], check=True)
+    return bundle / "rootfs"
+
+
+@pytest.mark.needs_root
+def test_the_merged_tree_is_identical(tmp_path: Path, machine: Machine) -> None:
+    need("umoci")
+    layout = Layout(tmp_path / "source")
+    layout.image(busy_layers(), tag="v1")
+    back = there_and_back(machine, layout)
+    wanted = describe_tree(unpacked(layout.path, tmp_path / "before"))
+    found = describe_tree(unpacked(back, tmp_path / "after"))
+    for tree in (wanted, found):
+        del tree["/"]
+        for facts in tree.values():
+            if facts["mode"].startswith("0o4"):  # of those that no layer describes it is umoci's own
+                del facts["mtime"]
+    assert found == wanted
+
+
+def test_the_same_digest_each_time_and_the_config_stays(tmp_path: Path, machine: Machine) -> None:
+    layout = Layout(tmp_path / "source")
+    config = {"Cmd": ["/app"], "Env": ["A=b"], "User": "1000", "Labels": {"x": "y"}}
+    layout.image([Layer().add("f", noise(3_000_000)), Layer().add("g", b"g")], tag="v1", config=config)
+    back = there_and_back(machine, layout)
+    other = there_and_back(Machine(tmp_path / "other"), layout)
+    index = json.loads((back / "index.json").read_bytes())
+    assert index == json.loads((other / "index.json").read_bytes())
+    manifest = _document(back, index["manifests"][0]["digest"])
+    made = _document(back, manifest["config"]["digest"])
+    assert made["config"] == config
+    filled = [entry for entry in made["history"] if not entry.get("empty_layer")]
+    assert len(filled) == len(manifest["layers"]) == len(made["rootfs"]["diff_ids"]) == 1
+
+
+def _document(layout: Path, digest: str) -> dict[str, Any]:
+    found = json.loads((layout / "blobs/sha256" / digest.removeprefix("sha256:")).read_bytes())
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_damaged_blob_publishes_nothing(tmp_path: Path, machine: Machine) -> None:
+    layout = Layout(tmp_path / "source")
+    layout.image([Layer().add("f", noise(3_000_000))], tag="v1")
+    nydus, back = machine.directory / "nydus", machine.directory / "back"
+    machine.nydus("convert", f"oci:{layout.path}:v1", f"oci:{nydus}:v1")
+    largest = max((nydus / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[100_000] ^= 1
+    largest.chmod(0o644)
+    largest.write_bytes(data)
+    code, line = machine.failure("convert", "--reverse", f"oci:{nydus}:v1", f"oci:{back}:v1")
+    assert code != 0
+    assert "chunk" in line
+    assert not (back / "index.json").exists()
+
+
+def test_options_that_make_no_sense_together(tmp_path: Path, machine: Machine) -> None:
+    code, line = machine.failure("convert", "--reverse", "--both", "oci:a:v1", "oci:b:v1")
+    assert (code, line.startswith("nydus-py: --reverse")) == (2, True)
+
+
+@pytest.mark.needs_root
+def test_runc_runs_it(tmp_path: Path, machine: Machine) -> None:
+    need("umoci", "runc")
+    if not BUSYBOX.exists():
+        pytest.skip("not installed: a static busybox")
+    layout = Layout(tmp_path / "source")
+    lower = Layer().directory("bin").add("bin/busybox", BUSYBOX.read_bytes(), mode=0o755)
+    for folder in ("proc", "dev", "sys", "tmp"):
+        lower.directory(folder)
+    upper = Layer().symlink("bin/sh", "busybox").add("greeting", b"hello from the other side\n")
+    config = {"Cmd": ["/bin/busybox", "cat", "/greeting"], "Env": ["PATH=/bin"]}
+    layout.image([lower, upper], tag="v1", config=config)
+    bundle = tmp_path / "bundle"
+    unpacked(there_and_back(machine, layout), bundle)
+    spec = json.loads((bundle / "config.json").read_bytes())
+    assert spec["process"]["args"] == config["Cmd"]
+    spec["process"]["terminal"] = False
+    kept = ("pid", "ipc", "uts", "mount")  # the network and the groups of the machine are not needed
+    spec["linux"]["namespaces"] = [space for space in spec["linux"]["namespaces"] if space["type"] in kept]
+    spec["linux"].pop("resources", None)
+    spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] in ("proc", "tmpfs")]
+    (bundle / "config.json").write_text(json.dumps(spec))
+    name = f"nydus-py-{os.getpid()}"
+    done = subprocess.run(
+        ["runc", "--root", tmp_path / "runc", "run", "--no-pivot", "--bundle", bundle, name],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    if done.returncode and "cgroup" in done.stderr:
+        pytest.skip(f"runc cannot make groups here: {done.stderr.strip()[-200:]}")
+    assert (done.returncode, done.stdout) == (0, "hello from the other side\n"), done.stderr

@@ -5,6 +5,7 @@ to the target one at a time, as soon as they are ready. The manifest comes last.
 are made by the builds and the merge, so the image does not depend on who was first.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,6 @@ class ConvertOptions:
     build: BuildOptions
     parallel: int
     dictionaries: tuple[DictionaryImage, ...] = ()
-    dictionary_digests: tuple[str, ...] = ()
     is_one_of_two: bool = False
     subject: Descriptor | None = None
 
@@ -80,6 +80,9 @@ class ImageConverter:
         self._open_origin = open_origin
         self._cache = cache
         self._options = options
+        self._dictionary_digests = tuple(
+            hashlib.sha256(image.bootstrap.read_bytes()).hexdigest() for image in options.dictionaries
+        )
         self._build_cache = build_cache
         self.provided: dict[str, ConvertedLayer] = {}
         self.sources: dict[str, str] = {}
@@ -128,7 +131,7 @@ class ImageConverter:
     async def _provide(self, layer: Descriptor) -> ConvertedLayer:
         """A layer whose blobs are in the target."""
         options = self._options
-        key = self._cache.key(layer.digest, options.build, options.dictionary_digests)
+        key = self._cache.key(layer.digest, options.build, self._dictionary_digests)
         while (known := await self._find(key)) is None:
             self._cache.forget(key)
             try:

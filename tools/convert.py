@@ -1,6 +1,5 @@
 """`nydus-py convert`: a container image becomes a Nydus image, in a registry or a layout."""
 
-import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -107,25 +106,20 @@ def run(
     start = time.monotonic()
     settings = settings_of(ctx)
     origin, destination = absolute_reference(source), absolute_reference(target)
-    wanted = None if all_platforms else parse_platform(platform) if platform else this_platform()
-    if all_platforms and platform:
-        raise InvalidOption(option="--all-platforms", why="and --platform exclude each other")
-    for reference in (origin, destination):
-        _expect_oci(reference)
+    _expect_oci(origin, destination)
     if reverse:
         _expect_alone("--reverse", both or all_platforms or bool(platform or chunk_dict or build_cache))
         made = run_async(lambda: reverse_image(source, destination, settings, start))
         emit(made, as_json=as_json, render=reverse_lines)
         return
     cores = usable_cores(threads)
-    at_once = parallel or min(PARALLEL_MAX, max(2, cores))
     options = ConvertOptions(
-        build_options(compressor, level, digester, chunk_size, batch_size, prefetch or (), max(1, cores)),
-        at_once,
-        dictionaries := fetch_dictionaries(chunk_dict or [], settings),
-        tuple(hashlib.sha256(image.bootstrap.read_bytes()).hexdigest() for image in dictionaries),
+        build_options(compressor, level, digester, chunk_size, batch_size, prefetch or (), cores),
+        parallel or min(PARALLEL_MAX, max(2, cores)),
+        fetch_dictionaries(chunk_dict or [], settings),
         is_one_of_two=both,
     )
+    wanted = _wanted_platform(platform, all_platforms=all_platforms)
     cache = absolute_reference(build_cache) if build_cache else None
     request = _Request(origin, destination, wanted, both, all_platforms, options, cache)
     report = run_async(lambda: _convert(request, settings, source, target, start))
@@ -197,6 +191,15 @@ async def _convert(
     return _report(source_text, target_text, conversions, transfer.result(digest), time.monotonic() - start)
 
 
+def _wanted_platform(text: str | None, *, all_platforms: bool) -> Platform | None:
+    """The platform to convert, None for all. Raises `InvalidOption`."""
+    if all_platforms and text:
+        raise InvalidOption(option="--all-platforms", why="and --platform exclude each other")
+    if all_platforms:
+        return None
+    return parse_platform(text) if text else this_platform()
+
+
 def parse_platform(text: str) -> Platform:
     """`OS/ARCH` or `OS/ARCH/VARIANT`. Raises `InvalidOption`."""
     parts = text.split("/")
@@ -210,10 +213,11 @@ def _expect_alone(option: str, has_others: bool) -> None:
         raise InvalidOption(option=option, why="goes with none of the options that say what is to be made")
 
 
-def _expect_oci(reference: Reference) -> None:
-    if isinstance(reference, DirReference):
-        why = f"{reference} holds no container images; use a registry or oci:DIR"
-        raise InvalidOption(option="convert", why=why)
+def _expect_oci(*references: Reference) -> None:
+    for reference in references:
+        if isinstance(reference, DirReference):
+            why = f"{reference} holds no container images; use a registry or oci:DIR"
+            raise InvalidOption(option="convert", why=why)
 
 
 def _is_same_place(origin: Reference, destination: Reference) -> bool:

@@ -68,6 +68,11 @@ VERBS = {
         "Write all files of an image into a directory, or as a tar stream.",
         "nydus-py unpack 127.0.0.1:5000/models/llama:v1 - | tar -t",
     ),
+    "diff": Verb(
+        "diff",
+        "Show what a new version changes, and what it costs a host that has the old one.",
+        "nydus-py diff 127.0.0.1:5000/app:v1 127.0.0.1:5000/app:v2",
+    ),
     "copy": Verb(
         "copy",
         "Copy an image between registries and layouts; only missing blobs travel.",

@@ -19,11 +19,13 @@ from tools.bench.contestants import (
     file_builders,
     tree_builders,
 )
+from tools.bench.converting import converters, make_image, push_image
 from tools.bench.drivers import DriverContest, compare_large, compare_tree
 from tools.bench.goals import (
     BUILD_TEXT,
     BUILD_TREE,
     BUILD_WEIGHTS,
+    CONVERT,
     DRIVERS_LARGE,
     DRIVERS_TREE,
     EXT4,
@@ -53,6 +55,7 @@ class Stage(enum.StrEnum):
     """A part of the run that can be left out."""
 
     BUILD = "build"
+    CONVERT = "convert"
     MOUNT = "mount"
     READ = "read"
     METADATA = "metadata"
@@ -81,7 +84,9 @@ class Bench:
             self._attempt("build", self._build)
         if Stage.DRIVERS in stages:
             self._attempt("drivers", self._drivers)
-        if stages - {Stage.BUILD, Stage.DRIVERS}:
+        if Stage.CONVERT in stages:
+            self._attempt("convert", self._convert)
+        if stages - {Stage.BUILD, Stage.DRIVERS, Stage.CONVERT}:
             self._attempt("mount, read and metadata", lambda: self._with_registry(stages))
 
     def _attempt(self, what: str, stage: Callable[[], None]) -> None:
@@ -123,6 +128,28 @@ class Bench:
         finally:
             self.nydus.forget()
             shutil.rmtree(place, ignore_errors=True)
+
+    def _convert(self) -> None:
+        """From a registry into the same one, which works on the same cores."""
+        if reason := lacking("docker-registry", "skopeo"):
+            self.ledger.miss("convert", reason)
+            return
+        trees = (self.inputs.tree, self.inputs.weights_dir)
+        results = self._results("convert")
+        self.tell("making the container image")
+        make_image(results / "image", trees)
+        with ExitStack() as stack:
+            place = self.directory / "registry"
+            remove_registry = partial(run_measured, ["rm", "-rf", str(place)])
+            remove_registry()
+            stack.callback(remove_registry)
+            stack.callback(self.nydus.forget)
+            origin = stack.enter_context(running_registry(place))
+            reference = f"{origin.address}/bench/app:v1"
+            push_image(results / "image", reference)
+            size = self.inputs.tree_size_bytes + self.inputs.weights.stat().st_size
+            contestants = converters(self.nydus, reference, results)
+            compare_builds(CONVERT, contestants, size, self.profile.rounds, self.ledger, self.tell)
 
     def _with_registry(self, stages: frozenset[Stage]) -> None:
         if reason := _no_mounts():

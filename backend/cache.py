@@ -23,7 +23,7 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,15 +133,18 @@ class CachedBlob:
             self._view = memoryview(self._mapping)
         return self._view[offset : offset + size]
 
-    def store(self, offset: int, data: bytes | memoryview) -> None:
-        """Writes decoded bytes at `offset`; raises `OSError`. Blocking: for worker threads."""
-        remaining = memoryview(data)
+    def store(self, offset: int, parts: Sequence[memoryview]) -> None:
+        """Writes decoded bytes, at most 1,024 parts of them, from `offset` on; raises `OSError`.
+
+        Blocking: for worker threads.
+        """
+        remaining = list(parts)
         # The kernel lets one writer in at a time, and others spin meanwhile; here they sleep.
         with self._store_lock:
             while remaining:
-                written = os.pwrite(self._fd, remaining, offset)
-                remaining = remaining[written:]
+                written = os.pwritev(self._fd, remaining, offset)
                 offset += written
+                remaining = _behind(remaining, written)
 
     def add(self, index: int, size_bytes: int) -> None:
         """Makes a chunk that `store` has written ready; the next flush marks it."""
@@ -256,6 +259,15 @@ class CachedBlob:
         dropped = self._overflow.pop(index, None)
         if dropped is not None:
             self._overflow_bytes -= len(dropped)
+
+
+def _behind(parts: list[memoryview], size: int) -> list[memoryview]:
+    """What of `parts` is left behind their first `size` bytes."""
+    for place, part in enumerate(parts):
+        if size < len(part):
+            return [part[size:], *parts[place + 1 :]]
+        size -= len(part)
+    return []
 
 
 class BlobCache:

@@ -1,8 +1,8 @@
 """From encoded bytes to verified chunks in the cache. Blocking: runs in worker threads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from backend.contract import BackendError
 from backend.extents import BlobExtent
@@ -11,6 +11,13 @@ from rafs.blobmeta import BlobMeta
 from rafs.codec import CodecError
 from rafs.content import WrongChunk, cut_chunk, decode_extent, has_digest
 from rafs.record import BLOCK_SIZE, round_up
+
+Store = Callable[[int, Sequence[memoryview]], None]
+"""Takes an offset in the decoded file and the parts that are to stand there, one behind the other."""
+
+RUN_CHUNKS_MAX = 512
+"""pwritev(2) takes 1,024 parts: a chunk and the zeros behind it are two."""
+_ZEROS = memoryview(bytes(BLOCK_SIZE))
 
 
 class ChunkInvalid(BackendError):
@@ -43,12 +50,21 @@ class ChunkOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class GoodChunk:
-    """A verified chunk and its offset in the decoded blob."""
+class EncodedExtent:
+    """An extent, its encoded bytes, and which of its chunks are wanted."""
 
-    index: int
+    extent: BlobExtent
+    data: memoryview
+    wanted: Sequence[int]
+
+
+class GoodChunk(NamedTuple):
+    """A verified chunk, its offset in the decoded blob, and where its outcome goes."""
+
+    number: int
     offset: int
     data: memoryview
+    outcomes: list[ChunkOutcome]
 
 
 class ChunkDecoder:
@@ -63,43 +79,49 @@ class ChunkDecoder:
         self._meta = meta
         self._digests = digests
 
-    def decode(
-        self,
-        extent: BlobExtent,
-        encoded: memoryview,
-        wanted: Sequence[int],
-        store: Callable[[int, memoryview], None],
-    ) -> list[ChunkOutcome]:
-        """Decodes an extent, verifies its chunks `wanted` and hands good ones to `store(offset, data)`.
+    def decode(self, extents: Iterable[EncodedExtent], store: Store) -> list[list[ChunkOutcome]]:
+        """Decodes extents, verifies the chunks wanted of them and stores good ones; what became of each.
 
+        Good chunks that follow each other in the decoded file, of whatever extent, are stored at once.
         A chunk that fails does not touch the others. Raises nothing for wrong bytes or a full disk.
         """
-        try:
-            decoded = decode_extent(
-                self._blob, encoded, extent.decoded_size, is_compressed=extent.is_compressed
-            )
-        except CodecError as error:
-            return [ChunkOutcome(index, 0, fault=str(error)) for index in wanted]
-        checked = [self._verify(index, decoded) for index in wanted]
-        good = [chunk for chunk in checked if isinstance(chunk, GoodChunk)]
-        outcomes = [chunk for chunk in checked if isinstance(chunk, ChunkOutcome)]
+        results: list[list[ChunkOutcome]] = []
+        good: list[GoodChunk] = []
+        for encoded in extents:
+            outcomes: list[ChunkOutcome] = []
+            results.append(outcomes)
+            good += self._verified(encoded, outcomes)
         for run in _adjacent(good):
-            outcomes += _store_run(run, store)
-        return outcomes
+            _store_run(run, store)
+        return results
 
     def can_verify(self, index: int) -> bool:
         """Whether the image names the chunk; others are neighbours in a blob of another image."""
         return has_digest(self._digests, index)
 
-    def _verify(self, index: int, decoded: memoryview) -> "GoodChunk | ChunkOutcome":
+    def _verified(self, encoded: EncodedExtent, outcomes: list[ChunkOutcome]) -> list[GoodChunk]:
+        """The wanted chunks that are right; `outcomes` gets the others."""
+        extent = encoded.extent
         try:
-            data = cut_chunk(self._blob, self._meta, self._digests, index, decoded)
-        except WrongChunk as error:
-            return ChunkOutcome(index, 0, fault=error.why)
-        offset = self._meta.chunk(index).uncompressed_offset
-        if offset + len(data) > self._blob.uncompressed_size:
-            return ChunkOutcome(index, len(data), fault="it lies outside the decoded blob")
-        return GoodChunk(index, offset, data)
+            decoded = decode_extent(
+                self._blob, encoded.data, extent.decoded_size, is_compressed=extent.is_compressed
+            )
+        except CodecError as error:
+            outcomes += [ChunkOutcome(index, 0, fault=str(error)) for index in encoded.wanted]
+            return []
+        good = []
+        for index in encoded.wanted:
+            try:
+                chunk, data = cut_chunk(self._blob, self._meta, self._digests, index, decoded)
+            except WrongChunk as error:
+                outcomes.append(ChunkOutcome(index, 0, fault=error.why))
+                continue
+            if chunk.uncompressed_offset + len(data) > self._blob.uncompressed_size:
+                fault = "it lies outside the decoded blob"
+                outcomes.append(ChunkOutcome(index, len(data), fault=fault))
+            else:
+                good.append(GoodChunk(index, chunk.uncompressed_offset, data, outcomes))
+        return good
 
 
 def _adjacent(chunks: Sequence[GoodChunk]) -> list[list[GoodChunk]]:
@@ -107,21 +129,23 @@ def _adjacent(chunks: Sequence[GoodChunk]) -> list[list[GoodChunk]]:
     runs: list[list[GoodChunk]] = []
     end = -1
     for chunk in chunks:
-        if chunk.offset != end or not runs:
+        if chunk.offset != end or len(runs[-1]) == RUN_CHUNKS_MAX:
             runs.append([])
         runs[-1].append(chunk)
         end = round_up(chunk.offset + len(chunk.data), BLOCK_SIZE)
     return runs
 
 
-def _store_run(run: list[GoodChunk], store: Callable[[int, memoryview], None]) -> list[ChunkOutcome]:
-    data = run[0].data
-    if len(run) > 1:
+def _store_run(run: list[GoodChunk], store: Store) -> None:
+    parts: list[memoryview] = []
+    for chunk in run:
         # What lies between a chunk's end and the next block belongs to nobody and is zero.
-        padded = (part for chunk in run for part in (chunk.data, bytes(-len(chunk.data) % BLOCK_SIZE)))
-        data = memoryview(b"".join(padded))[: run[-1].offset + len(run[-1].data) - run[0].offset]
+        parts += [chunk.data, _ZEROS[: -len(chunk.data) % BLOCK_SIZE]]
     try:
-        store(run[0].offset, data)
+        store(run[0].offset, parts[:-1])
     except OSError as error:
-        return [ChunkOutcome(c.index, len(c.data), unstored=bytes(c.data), disk_error=error) for c in run]
-    return [ChunkOutcome(chunk.index, len(chunk.data)) for chunk in run]
+        for index, _, data, outcomes in run:
+            outcomes.append(ChunkOutcome(index, len(data), unstored=bytes(data), disk_error=error))
+    else:
+        for index, _, data, outcomes in run:
+            outcomes.append(ChunkOutcome(index, len(data)))

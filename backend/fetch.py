@@ -20,7 +20,7 @@ import trio
 
 from backend.cache import CachedBlob
 from backend.contract import BackendError, BlobReader
-from backend.decode import ChunkDecoder, ChunkInvalid, ChunkOutcome
+from backend.decode import ChunkDecoder, ChunkInvalid, ChunkOutcome, EncodedExtent
 from backend.extents import BlobExtent, ExtentIndex, merge_runs, widen
 from backend.fetch_pool import FetchPool
 from backend.priority import FetchClass, Ticket
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 # be more; then a trip takes a few milliseconds.
 DECODE_BYTES = 1 << 20
 DECODE_BYTES_AHEAD = 4 << 20
-DECODE_EXTENTS = 64
+DECODE_EXTENTS = 256
 READAHEAD_DECODED_RATIO = 4
 """A readahead window decodes to at most this many times its encoded size."""
 
@@ -169,7 +169,8 @@ class ChunkFetcher:
     def note_hit(self, first_chunk: int, last_chunk: int, token: trio.lowlevel.TrioToken) -> None:
         """`touch` for another thread, and a count. `token` is that of the trio thread."""
         self.hits += 1
-        if self.readahead.markers:
+        # Most hits carry no marker, and waking the loop costs several times what the hit does.
+        if any(map(self.readahead.markers.__contains__, range(first_chunk, last_chunk + 1))):
             with contextlib.suppress(trio.RunFinishedError):
                 token.run_sync_soon(self._touch_if_open, first_chunk, last_chunk)
 
@@ -278,10 +279,7 @@ class ChunkFetcher:
 
     async def _finish_batch(self, flights: list[Flight], data: memoryview, start: int) -> None:
         """Decodes some extents of a run in a thread and lands their flights."""
-        work = [(flight.extent, self._missing(flight.extent)) for flight in flights]
-        outcomes = await trio.to_thread.run_sync(
-            self._decode_all, work, data, start, limiter=self._pool.decoders
-        )
+        outcomes = await self._decode([flight.extent for flight in flights], data, start)
         faulty = []
         for flight, results in zip(flights, outcomes, strict=True):
             if any(outcome.fault for outcome in results):
@@ -299,23 +297,22 @@ class ChunkFetcher:
             data = memoryview(
                 await self._request(extent.start, extent.size, Ticket(flight.ticket.fetch_class))
             )
-            work = [(extent, self._missing(extent))]
-            (results,) = await trio.to_thread.run_sync(
-                self._decode_all, work, data, extent.start, limiter=self._pool.decoders
-            )
+            (results,) = await self._decode([extent], data, extent.start)
         except NydusError as error:
             log.info("second try: %s", error)
         self._settle(flight, results)
 
-    def _decode_all(
-        self, work: list[tuple[BlobExtent, list[int]]], data: memoryview, start: int
+    async def _decode(
+        self, extents: Sequence[BlobExtent], data: memoryview, start: int
     ) -> list[list[ChunkOutcome]]:
-        return [
-            self._decoder.decode(
-                extent, data[extent.start - start : extent.end - start], chunks, self.cached.store
-            )
-            for extent, chunks in work
+        """What became of the missing chunks of each extent; `data` begins at byte `start` of the blob."""
+        work = [
+            EncodedExtent(extent, data[extent.start - start : extent.end - start], self._missing(extent))
+            for extent in extents
         ]
+        return await trio.to_thread.run_sync(
+            self._decoder.decode, work, self.cached.store, limiter=self._pool.decoders
+        )
 
     def _missing(self, extent: BlobExtent) -> list[int]:
         decoder, cached = self._decoder, self.cached

@@ -36,8 +36,9 @@ class ChunkInfoFlags(enum.IntFlag, boundary=enum.KEEP):
     HAS_CRC32 = 0x10
 
 
-# Plain integers: a build packs one info a chunk, and the enum's operators are slow.
+# Plain integers: a build packs one info a chunk, a read unpacks it, and the enum's operators are slow.
 _COMPRESSED = int(ChunkInfoFlags.COMPRESSED)
+_BATCH = int(ChunkInfoFlags.BATCH)
 _HAS_CRC32 = int(ChunkInfoFlags.HAS_CRC32)
 _BATCH_MEMBER = int(ChunkInfoFlags.COMPRESSED | ChunkInfoFlags.BATCH) << 56
 
@@ -110,17 +111,17 @@ class ChunkInfo:
         """Reads the 24-byte form."""
         u, c, extra = V2.unpack(raw)
         flags = u >> 56
-        is_batch = bool(flags & ChunkInfoFlags.BATCH)
+        is_batch = bool(flags & _BATCH)
         return cls(
             c & 0xFF_FFFF_FFFF,
             c >> 40,
             (u & 0xFFFF_FFFF) * BLOCK_SIZE,
             (u >> 32 & 0xFF_FFFF) + 1,
-            bool(flags & ChunkInfoFlags.COMPRESSED),
+            bool(flags & _COMPRESSED),
             is_batch,
             extra >> 32 if is_batch else 0,
             extra & 0xFFFF_FFFF if is_batch else 0,
-            extra & 0xFFFF_FFFF if flags & ChunkInfoFlags.HAS_CRC32 and not is_batch else None,
+            extra & 0xFFFF_FFFF if flags & _HAS_CRC32 and not is_batch else None,
         )
 
 

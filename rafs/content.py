@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from rafs.blob_table import BlobEntry
-from rafs.blobmeta import BlobMeta
+from rafs.blobmeta import BlobMeta, ChunkInfo
 from rafs.codec import Compressor, decompress
 from rafs.errors import NydusError
 from rafs.record import Buffer, FormatError
@@ -32,7 +32,7 @@ def decode_extent(blob: BlobEntry, encoded: Buffer, decoded_size: int, *, is_com
 
 def cut_chunk(
     blob: BlobEntry, meta: BlobMeta, digests: Sequence[bytes], index: int, decoded: memoryview
-) -> memoryview:
+) -> tuple[ChunkInfo, memoryview]:
     """Chunk `index` out of its decoded extent, its digest compared; raises `WrongChunk`."""
     try:
         chunk = meta.chunk(index)
@@ -44,7 +44,7 @@ def cut_chunk(
     if found != expected:
         why = f"digest {found.hex()[:16]} instead of {expected.hex()[:16]}"
         raise WrongChunk(blob.blob_id, index, chunk.compressed_offset, why)
-    return data
+    return chunk, data
 
 
 def has_digest(digests: Sequence[bytes], index: int) -> bool:

@@ -20,8 +20,8 @@ def chunk_stream(
     return run_stream(image, refs, decode_run)
 
 
-def decode_run(run: Run, data: bytes) -> list[bytes]:
-    """The verified chunks of a run, `data` being its encoded bytes; raises `WrongChunk`, `CodecError`."""
+def decode_run(run: Run, encoded_run: bytes) -> list[bytes]:
+    """The verified chunks of a run, given its encoded bytes; raises `WrongChunk`, `CodecError`."""
     blob = run.blob
     extent: Extent | None = None
     decoded = memoryview(b"")
@@ -29,10 +29,11 @@ def decode_run(run: Run, data: bytes) -> list[bytes]:
     for index in run.chunks:
         holder = blob.meta.extent(index)
         if holder != extent:
-            encoded = run.encoded(data, holder)
+            encoded = run.encoded(encoded_run, holder)
             decoded = decode_extent(
                 blob.entry, encoded, holder.uncompressed_size, is_compressed=holder.is_compressed
             )
             extent = holder
-        chunks.append(bytes(cut_chunk(blob.entry, blob.meta, blob.digests, index, decoded)))
+        _, data = cut_chunk(blob.entry, blob.meta, blob.digests, index, decoded)
+        chunks.append(bytes(data))
     return chunks

@@ -25,7 +25,7 @@ def map_path(tmp_path: Path) -> Path:
 async def test_stored_chunk_is_ready_at_once_and_marked_by_the_flush(tmp_path: Path) -> None:
     blob = BlobCache(tmp_path).open(SHAPE)
     other = BlobCache(tmp_path).open(SHAPE)
-    blob.store(4096, b"x" * 4096)
+    blob.store(4096, [memoryview(b"x" * 4096)])
     blob.add(1, 4096)
     assert blob.is_ready(1)
     assert blob.unmarked_bytes == 4096
@@ -82,6 +82,21 @@ async def test_chunks_that_the_disk_lost_are_fetched_again(
     blob.close()
 
 
+def test_store_goes_on_where_the_kernel_has_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pwritev(2) may write less than it was given, also in the middle of a part."""
+    blob = BlobCache(tmp_path).open(SHAPE)
+    parts = [memoryview(bytes([65 + number]) * size) for number, size in enumerate((4000, 96, 1, 5000))]
+
+    def some(fd: int, buffers: list[memoryview], offset: int) -> int:
+        return os.pwrite(fd, b"".join(buffers)[:3000], offset)
+
+    monkeypatch.setattr(os, "pwritev", some)
+    blob.store(4096, parts)
+    whole = b"".join(parts)
+    assert bytes(blob.read(4096, len(whole))) == whole
+    blob.close()
+
+
 KILLED = """
 import os, sys
 from pathlib import Path
@@ -89,10 +104,10 @@ import trio
 from backend.cache import BlobCache, BlobShape
 blob = BlobCache(Path(sys.argv[1])).open(BlobShape("ab" * 32, 40960, 10))
 async def main():
-    blob.store(0, b"a" * 4096)
+    blob.store(0, [memoryview(b"a" * 4096)])
     blob.add(0, 4096)
     await blob.flush()
-    blob.store(4096, b"b" * 4096)
+    blob.store(4096, [memoryview(b"b" * 4096)])
     blob.add(1, 4096)
     os.kill(os.getpid(), 9)
 trio.run(main)
@@ -112,7 +127,7 @@ def test_kill_leaves_only_whole_chunks_marked(tmp_path: Path) -> None:
 
 async def _fill(tmp_path: Path) -> None:
     blob = BlobCache(tmp_path).open(SHAPE)
-    blob.store(0, b"a" * 4096)
+    blob.store(0, [memoryview(b"a" * 4096)])
     blob.add(0, 4096)
     await blob.flush()
     blob.close()

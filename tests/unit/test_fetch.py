@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
@@ -216,6 +217,48 @@ async def test_random_reader_gets_no_readahead(tmp_path: Path) -> None:
         assert r.cached.ready_count() == 6
 
 
+async def test_small_chunks_that_lie_side_by_side_are_one_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100,000 small files would be 100,000 system calls. What lies between two chunks becomes zero."""
+    chunks = [noise(5000 + number, number) for number in range(40)]
+    pwritev, writes = os.pwritev, []
+
+    def counted(fd: int, parts: Sequence[memoryview], offset: int) -> int:
+        writes.append(offset)
+        return pwritev(fd, parts, offset)
+
+    async with rig(tmp_path, make_memory_blob(chunks, Compressor.NONE)) as r:
+        os.pwrite(r.cached.descriptor, b"\xff" * 40 * 8192, 0)
+        monkeypatch.setattr(os, "pwritev", counted)
+        await r.fetcher.ensure(0, 39)
+        assert writes == [0]
+        assert [r.content(number) for number in range(40)] == chunks
+        assert bytes(r.cached.read(5000, 8192 - 5000)) == bytes(8192 - 5000)
+
+
+class SilentToken:
+    """Notes who would have been woken."""
+
+    def __init__(self) -> None:
+        self.woken: list[object] = []
+
+    def run_sync_soon(self, work: object, *chunks: object) -> None:
+        self.woken.append(chunks)
+
+
+async def test_only_hits_with_a_marker_wake_the_loop(tmp_path: Path) -> None:
+    async with rig(tmp_path, big_blob(12)) as r:
+        for number in range(2):
+            await r.fetcher.ensure(number, number)
+        (marked,) = r.fetcher.readahead.markers
+        token = SilentToken()
+        for number in range(marked + 1):
+            r.fetcher.note_hit(number, number, cast(trio.lowlevel.TrioToken, token))
+        assert token.woken == [(marked, marked)]
+        assert r.fetcher.hits == marked + 1
+
+
 async def test_wrong_bytes_are_asked_for_again(tmp_path: Path) -> None:
     async with rig(tmp_path, big_blob(3)) as r:
         r.reader.script = lambda number, offset, data: bytes(len(data)) if number == 0 else data
@@ -301,11 +344,11 @@ async def test_waiter_is_told_when_the_pool_goes_away(tmp_path: Path) -> None:
 
 @pytest.mark.logs_warning
 async def test_full_disk_answers_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(fd: int, data: memoryview, offset: int) -> int:
+    def full(fd: int, parts: object, offset: int) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     async with rig(tmp_path, big_blob(1)) as r:
-        monkeypatch.setattr(os, "pwrite", full)
+        monkeypatch.setattr(os, "pwritev", full)
         for _ in range(2):
             assert await r.fetcher.ensure(0, 0) == {0: noise(MIB, 0)}
         assert not r.cached.is_ready(0)

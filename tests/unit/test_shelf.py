@@ -17,7 +17,7 @@ async def test_a_blob_is_open_once_and_closed_with_its_last_user(tmp_path: Path)
     shelf = BlobShelf()
     first, second = shelf.open(tmp_path, SHAPE), shelf.open(tmp_path, SHAPE)
     assert first is second
-    first.store(4096, b"x" * 4096)
+    first.store(4096, [memoryview(b"x" * 4096)])
     first.add(1, 4096)
     shelf.close(tmp_path, first)
     assert second.is_ready(1)
@@ -28,7 +28,7 @@ async def test_a_blob_is_open_once_and_closed_with_its_last_user(tmp_path: Path)
 
 async def test_what_was_ready_but_not_marked_is_left_to_the_successor(tmp_path: Path) -> None:
     dead = BlobShelf().open(tmp_path, SHAPE)
-    dead.store(0, b"y" * 4096)
+    dead.store(0, [memoryview(b"y" * 4096)])
     dead.add(0, 4096)
     descriptors = tuple(os.dup(descriptor) for descriptor in dead.descriptors)
     # As after SIGKILL: nothing was flushed, nothing closed.

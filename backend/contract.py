@@ -1,6 +1,6 @@
 """The contract that every source of blob bytes keeps."""
 
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from rafs.errors import NydusError
 
@@ -49,4 +49,16 @@ class BlobReader(Protocol):
 
     async def aclose(self) -> None:
         """Free what the reader holds. Twice is harmless; reads afterwards raise `BackendError`."""
+        ...
+
+
+@runtime_checkable
+class InPlaceReader(Protocol):
+    """A `BlobReader` that can put the bytes where they are wanted, which saves the memory for a copy."""
+
+    async def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fills all of `buffer` from byte `offset` on; otherwise as `BlobReader.read_range`.
+
+        When it has returned or raised, nobody touches the buffer any more.
+        """
         ...

@@ -12,19 +12,20 @@ landing their flights, whatever happens, also when the pool is closed.
 import contextlib
 import functools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import ClassVar
 
 import msgspec
 import trio
 
 from backend.cache import CachedBlob
-from backend.contract import BackendError, BlobReader
+from backend.contract import BackendError, BlobReader, InPlaceReader
 from backend.decode import ChunkDecoder, ChunkInvalid, ChunkOutcome, EncodedExtent
-from backend.extents import BlobExtent, ExtentIndex, merge_runs, widen
+from backend.extents import RUN_BYTES, BlobExtent, ExtentIndex, merge_runs, widen
 from backend.fetch_pool import FetchPool
 from backend.priority import FetchClass, Ticket
-from backend.readahead import Readahead, Stream
+from backend.readahead import LOCAL_WINDOW_MAX_BYTES, WINDOW_MAX_BYTES, Readahead, Stream
 from backend.singleflight import Flight, FlightTable
 from rafs.blob_table import BlobEntry
 from rafs.blobmeta import BlobMeta
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 DECODE_BYTES = 1 << 20
 DECODE_BYTES_AHEAD = 4 << 20
 DECODE_EXTENTS = 256
+LOCAL_PIECE_BYTES = 2 << 20
+"""What readahead asks a local file for at once: no latency is to be hidden, and a CPU's cache holds it."""
 READAHEAD_DECODED_RATIO = 4
 """A readahead window decodes to at most this many times its encoded size."""
 
@@ -79,7 +82,9 @@ class ChunkFetcher:
     ) -> None:
         """Raises `BlobUnsupported`. The caller closes reader, meta and cache file, after the pool."""
         self.cached = cached
-        self.readahead = Readahead()
+        is_local = isinstance(reader, InPlaceReader)
+        self.readahead = Readahead(LOCAL_WINDOW_MAX_BYTES if is_local else WINDOW_MAX_BYTES)
+        self._piece_max_bytes = LOCAL_PIECE_BYTES if is_local else RUN_BYTES
         self.hits = 0
         self._blob = blob
         self._reader = reader
@@ -221,7 +226,22 @@ class ChunkFetcher:
         return started
 
     def _read_ahead(self, stream: Stream) -> None:
-        end, budget = stream.next_chunk, stream.window_bytes
+        """Starts fetching the stream's next window; a large one of many extents step by step."""
+        start = stream.next_chunk
+        budget = self._read_on(stream, stream.window_bytes, self.readahead.advance)
+        if budget > 0 and stream.next_chunk > start:
+            self._pool.nursery.start_soon(self._read_rest, stream, budget)
+
+    async def _read_rest(self, stream: Stream, budget: int) -> None:
+        start = -1
+        while budget > 0 and stream.next_chunk > start:
+            await trio.lowlevel.checkpoint()
+            start = stream.next_chunk
+            budget = self._read_on(stream, budget, self.readahead.extend)
+
+    def _read_on(self, stream: Stream, budget: int, note: Callable[[Stream, int], None]) -> int:
+        """Plans one walk over extents, and starts it; gives what is left of the budget in bytes."""
+        end = stream.next_chunk
         absent: list[BlobExtent] = []
         for extent in self._extents.following(end):
             # Well compressed data costs decoding instead of bandwidth.
@@ -232,9 +252,11 @@ class ChunkFetcher:
             if budget <= 0:
                 break
         if absent:
-            self.readahead.advance(stream, end)
+            note(stream, end)
             # A few requests side by side hide the source's latency and bound how long each takes.
-            self._start(absent, FetchClass.READAHEAD, max(1 << 20, stream.window_bytes // 4))
+            piece_bytes = max(1 << 20, stream.window_bytes // 4)
+            self._start(absent, FetchClass.READAHEAD, min(piece_bytes, self._piece_max_bytes))
+        return budget
 
     def _is_absent(self, extent: BlobExtent) -> bool:
         """Whether nothing of the extent is there and nobody fetches it."""
@@ -255,12 +277,14 @@ class ChunkFetcher:
     async def _fetch_run(self, flights: list[Flight], ticket: Ticket) -> None:
         """One request for neighbouring extents; lands all their flights."""
         start, end = flights[0].extent.start, flights[-1].extent.end
+        faulty: list[tuple[Flight, list[ChunkOutcome]]] = []
         try:
-            data = memoryview(await self._request(start, end - start, ticket))
-            async with trio.open_nursery() as nursery:
+            async with self._requested(start, end - start, ticket) as data, trio.open_nursery() as nursery:
                 demanded = ticket.fetch_class is FetchClass.ON_DEMAND
                 for batch in _batches(flights, DECODE_BYTES if demanded else DECODE_BYTES_AHEAD):
-                    nursery.start_soon(self._finish_batch, batch, data, start)
+                    nursery.start_soon(self._finish_batch, batch, data, start, faulty)
+            for flight, results in faulty:
+                await self._refetch(flight, results)
         except NydusError as error:
             self._errors += 1
             self._fail(flights, error)
@@ -270,49 +294,62 @@ class ChunkFetcher:
         finally:
             self._fail(flights, FetchFailed(blob_id=self._blob.blob_id, why="the fetch was given up"))
 
-    async def _request(self, start: int, length: int, ticket: Ticket) -> bytes:
-        async with self._pool.gate.slot(ticket):
-            self._requests += 1
-            data = await self._reader.read_range(start, length)
-        self._bytes_fetched += len(data)
-        return data
+    @asynccontextmanager
+    async def _requested(self, start: int, length: int, ticket: Ticket) -> AsyncIterator[memoryview]:
+        """Bytes of the blob, which may be gone after the block. Requests must not be made inside it."""
+        if isinstance(self._reader, InPlaceReader):
+            # The slot is held until all is decoded: reading is so fast that a window would fill the memory.
+            async with self._pool.gate.slot(ticket):
+                self._requests += 1
+                with self._pool.buffers.lent(length) as buffer:
+                    await self._reader.read_into(start, buffer)
+                    self._bytes_fetched += length
+                    yield buffer
+        else:
+            async with self._pool.gate.slot(ticket):
+                self._requests += 1
+                data = await self._reader.read_range(start, length)
+            self._bytes_fetched += length
+            yield memoryview(data)
 
-    async def _finish_batch(self, flights: list[Flight], data: memoryview, start: int) -> None:
-        """Decodes some extents of a run in a thread and lands their flights."""
-        outcomes = await self._decode([flight.extent for flight in flights], data, start)
-        faulty = []
+    async def _finish_batch(
+        self,
+        flights: list[Flight],
+        data: memoryview,
+        start: int,
+        faulty: list[tuple[Flight, list[ChunkOutcome]]],
+    ) -> None:
+        """Decodes some extents of a run in a thread and lands their flights, but for the `faulty` ones."""
+        outcomes = await self._decode(flights, data, start)
         for flight, results in zip(flights, outcomes, strict=True):
             if any(outcome.fault for outcome in results):
                 faulty.append((flight, results))
             else:
                 self._settle(flight, results)
-        for flight, results in faulty:
-            await self._refetch(flight, results)
 
     async def _refetch(self, flight: Flight, first_results: list[ChunkOutcome]) -> None:
         """Asks once more for an extent with wrong bytes: they may have been damaged on the way."""
         self._errors += 1
         extent, results = flight.extent, first_results
         try:
-            data = memoryview(
-                await self._request(extent.start, extent.size, Ticket(flight.ticket.fetch_class))
-            )
-            (results,) = await self._decode([extent], data, extent.start)
+            ticket = Ticket(flight.ticket.fetch_class)
+            async with self._requested(extent.start, extent.size, ticket) as data:
+                (results,) = await self._decode([flight], data, extent.start)
         except NydusError as error:
             log.info("second try: %s", error)
         self._settle(flight, results)
 
     async def _decode(
-        self, extents: Sequence[BlobExtent], data: memoryview, start: int
+        self, flights: Sequence[Flight], data: memoryview, start: int
     ) -> list[list[ChunkOutcome]]:
-        """What became of the missing chunks of each extent; `data` begins at byte `start` of the blob."""
-        work = [
-            EncodedExtent(extent, data[extent.start - start : extent.end - start], self._missing(extent))
-            for extent in extents
-        ]
-        return await trio.to_thread.run_sync(
-            self._decoder.decode, work, self.cached.store, limiter=self._pool.decoders
-        )
+        """What became of the missing chunks of each flight; `data` begins at byte `start` of the blob."""
+        # A large readahead window must not stand before what somebody waits for.
+        async with self._pool.decoders.slot(Ticket(flights[0].ticket.fetch_class)):
+            work = [
+                EncodedExtent(extent, data[extent.start - start : extent.end - start], self._missing(extent))
+                for extent in (flight.extent for flight in flights)
+            ]
+            return await trio.to_thread.run_sync(self._decoder.decode, work, self.cached.store)
 
     def _missing(self, extent: BlobExtent) -> list[int]:
         decoder, cached = self._decoder, self.cached

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import trio
 
+from backend.buffers import BufferPool
 from backend.cache import CachedBlob
 from backend.priority import PriorityGate
 
@@ -38,7 +39,8 @@ class FetchPool:
         self.nursery = nursery
         self.options = options
         self.gate = PriorityGate(options.connections, options.reserved)
-        self.decoders = trio.CapacityLimiter(options.decode_threads or len(os.sched_getaffinity(0)))
+        self.decoders = PriorityGate(options.decode_threads or len(os.sched_getaffinity(0)), 0)
+        self.buffers = BufferPool()
         self._blobs: list[CachedBlob] = []
         self._unflushed = trio.Event()
         self._much_unflushed = trio.Event()

@@ -4,6 +4,7 @@ Concurrency: counters belong to the trio thread, the descriptor to the worker th
 first read and closed when the reader is closed and the last read has returned.
 """
 
+import errno
 import hashlib
 import os
 import stat
@@ -23,6 +24,9 @@ from backend.publishing import publish_file, reporting_writes, staging_directory
 Result = TypeVar("Result")
 
 _HASH_STEP_BYTES = 4 << 20
+RWF_DONTCACHE = 0x80
+"""Of preadv2(2), Linux 6.14: pages that the read brings into memory leave it again."""
+_NO_SUCH_FLAG = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
 READERS_MAX = 16
 """Threads that read local blobs of one store at the same time."""
 
@@ -44,6 +48,7 @@ class FileBlobReader:
         self._descriptor: int | None = None
         self._active = 0
         self._is_closed = False
+        self._read_flags = RWF_DONTCACHE
 
     def __repr__(self) -> str:
         return f"<FileBlobReader {self._path}{' closed' if self._is_closed else ''}>"
@@ -57,6 +62,15 @@ class FileBlobReader:
         if offset < 0 or length < 0:
             raise ValueError(f"negative range: offset {offset}, length {length}")
         return await self._in_thread(lambda: self._read(offset, length))
+
+    async def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fills `buffer` from byte `offset` on, and leaves nothing in the page cache that was not there.
+
+        What is fetched this way goes to the cache, so that nobody reads it here again.
+        """
+        if offset < 0:
+            raise ValueError(f"negative range: offset {offset}")
+        await self._in_thread(lambda: self._read_into(offset, buffer))
 
     async def aclose(self) -> None:
         """Closes the file once running reads have returned."""
@@ -94,12 +108,35 @@ class FileBlobReader:
                 self._descriptor = descriptor
             return self._descriptor
 
-    def _read(self, offset: int, length: int) -> bytes:
+    def _read_into(self, offset: int, buffer: memoryview) -> None:
+        descriptor = self._open_with(offset, len(buffer))
+        done = 0
+        while done < len(buffer):
+            got = self._preadv(descriptor, buffer[done:], offset + done)
+            if not got:
+                raise ShortRead(where=self._path, offset=offset, length=len(buffer), got=done)
+            done += got
+
+    def _preadv(self, descriptor: int, buffer: memoryview, offset: int) -> int:
+        try:
+            return os.preadv(descriptor, [buffer], offset, self._read_flags)
+        except OSError as error:
+            if error.errno not in _NO_SUCH_FLAG or not self._read_flags:
+                raise
+            self._read_flags = 0
+            return os.preadv(descriptor, [buffer], offset)
+
+    def _open_with(self, offset: int, length: int) -> int:
+        """The descriptor of the file, which is long enough for that range; raises `ShortRead`."""
         descriptor = self._open()
-        # Asked first, since a read allocates all of `length` whatever there is to read.
         available = max(0, os.fstat(descriptor).st_size - offset)
         if length > available:
             raise ShortRead(where=self._path, offset=offset, length=length, got=available)
+        return descriptor
+
+    def _read(self, offset: int, length: int) -> bytes:
+        # Its length is asked first, since a read allocates all of `length` whatever there is to read.
+        descriptor = self._open_with(offset, length)
         data = os.pread(descriptor, length, offset)
         while len(data) < length:
             more = os.pread(descriptor, length - len(data), offset + len(data))

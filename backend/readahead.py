@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 WINDOW_MIN_BYTES = 1 << 20
 WINDOW_MAX_BYTES = 16 << 20
+LOCAL_WINDOW_MAX_BYTES = 512 << 20
+"""Where bytes come from a file of this machine, those that nobody wants cost no network."""
 STREAMS_MAX = 16
 
 
@@ -29,7 +31,8 @@ class Readahead:
     `stream.next_chunk` on and then calls `advance`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, window_max_bytes: int = WINDOW_MAX_BYTES) -> None:
+        self._window_max_bytes = window_max_bytes
         self._streams: deque[Stream] = deque(maxlen=STREAMS_MAX)
         self.markers: dict[int, Stream] = {}
 
@@ -40,7 +43,7 @@ class Readahead:
                 self._streams.remove(stream)
                 self._streams.append(stream)
                 stream.next_chunk = end
-                return _grown(stream)
+                return self._grown(stream)
         if len(self._streams) == STREAMS_MAX:
             self._drop_markers(self._streams[0])
         self._streams.append(Stream(end))
@@ -49,7 +52,7 @@ class Readahead:
     def on_marker(self, chunk: int) -> Stream | None:
         """Chunk `chunk` was read; the stream whose next window is due, if the chunk carries a marker."""
         stream = self.markers.pop(chunk, None)
-        return _grown(stream) if stream is not None else None
+        return self._grown(stream) if stream is not None else None
 
     def advance(self, stream: Stream, end: int) -> None:
         """The window from `stream.next_chunk` to `end` (exclusive) is on its way: marks its first chunk."""
@@ -58,11 +61,14 @@ class Readahead:
             self.markers[stream.next_chunk] = stream
             stream.next_chunk = end
 
+    def extend(self, stream: Stream, end: int) -> None:
+        """More of the window that `advance` has told of is on its way; its marker stays where it is."""
+        stream.next_chunk = max(stream.next_chunk, end)
+
     def _drop_markers(self, stream: Stream) -> None:
         for chunk in [chunk for chunk, owner in self.markers.items() if owner is stream]:
             del self.markers[chunk]
 
-
-def _grown(stream: Stream) -> Stream:
-    stream.window_bytes = min(max(2 * stream.window_bytes, WINDOW_MIN_BYTES), WINDOW_MAX_BYTES)
-    return stream
+    def _grown(self, stream: Stream) -> Stream:
+        stream.window_bytes = min(max(2 * stream.window_bytes, WINDOW_MIN_BYTES), self._window_max_bytes)
+        return stream

@@ -34,8 +34,8 @@ KIND_BLOB = "blob"
 """A blob that is a device: the descriptors of its `CachedBlob`, opened before it was marked."""
 KERNEL_MIN = (6, 15)
 """The first kernel whose pre-content events say which bytes are wanted."""
-READAHEAD_KIB = 1024
-"""Measured: docs/decisions/004-readahead-of-erofs.md."""
+LAZY_READAHEAD_KIB, COMPLETE_READAHEAD_KIB = 1024, 128
+"""Of a mount that asks us, and of one that does not any more. Measured: docs/decisions/004."""
 MOUNT_TRIES = 5
 LINGER_S = 0.01
 LINGER_MAX_S = 1.0
@@ -76,9 +76,26 @@ class ErofsMount:
                 await trio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LINGER_MAX_S)
 
+    def adjust_readahead(self) -> None:
+        """Has the kernel read ahead as it does by itself, once nothing is lacking: see decision 004."""
+        complete = all(fetcher.cached.is_complete() for fetcher in self.devices)
+        size_kib = COMPLETE_READAHEAD_KIB if complete else LAZY_READAHEAD_KIB
+        try:
+            set_readahead(self.superblock, size_kib)
+        except OSError as error:
+            log.info("readahead of %s stays as it is: %s", self.superblock, error.strerror)
+
+    def follow_readahead(self) -> None:
+        """Adjusts readahead now, and whenever a device becomes complete, until `release`."""
+        self.adjust_readahead()
+        for fetcher in self.devices:
+            fetcher.cached.on_complete.append(self.adjust_readahead)
+
     async def release(self) -> None:
         """Stops watching the devices that no other mount has."""
         for fetcher in self.devices:
+            with suppress(ValueError):  # the mount has failed before it followed
+                fetcher.cached.on_complete.remove(self.adjust_readahead)
             await self.host.release_device(self.image, fetcher)
 
 
@@ -132,7 +149,7 @@ class ErofsHost:
                         await hold(KIND_EROFS, {"superblock": mount.superblock})
             except OSError as error:
                 raise ErofsUnavailable(why=_reason(error, image.cache_dir)) from error
-        await trio.to_thread.run_sync(_set_readahead, mount.superblock)
+        mount.follow_readahead()
         assert self._events is not None
         for fetcher in mount.devices:
             self._events.release_if_complete(fetcher.cached)
@@ -146,6 +163,7 @@ class ErofsHost:
             self._events.add_device(fetcher.cached, fetcher)
             mount.devices.append(fetcher)
             self._events.release_if_complete(fetcher.cached)
+        mount.follow_readahead()
         return mount
 
     async def release_device(self, image: OpenedImage, fetcher: ChunkFetcher) -> None:
@@ -247,10 +265,3 @@ def _reason(error: OSError, cache_dir: Path) -> str:
     if error.errno == errno.ENOTBLK:
         return "this kernel mounts EROFS from block devices only"
     return text
-
-
-def _set_readahead(superblock: str) -> None:
-    try:
-        set_readahead(superblock, READAHEAD_KIB)
-    except OSError as error:
-        log.info("readahead of %s stays as it is: %s", superblock, error.strerror)

@@ -1,13 +1,16 @@
 """The `BlobReader` contract over local files: a bare one, one in a directory image, one in a layout."""
 
+import errno
+import os
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 
-from backend.contract import BlobReader
-from backend.fileblob import FileBlobReader
+from backend.contract import BackendError, BlobReader, InPlaceReader, ShortRead
+from backend.fileblob import RWF_DONTCACHE, FileBlobReader
 from backend.ocidigest import digest_of
 from backend.reference import DirReference, LayoutReference, Reference
 from backend.store import open_store
@@ -29,6 +32,50 @@ class TestFileReader(MissingBlobContract):
         reader = FileBlobReader(tmp_path / "absent", trio.CapacityLimiter(4))
         yield reader
         await reader.aclose()
+
+
+async def in_place_reader(tmp_path: Path, content: bytes) -> FileBlobReader:
+    (tmp_path / "blob").write_bytes(content)
+    reader = FileBlobReader(tmp_path / "blob", trio.CapacityLimiter(4))
+    assert isinstance(reader, InPlaceReader)
+    return reader
+
+
+async def test_bytes_can_be_put_in_place(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 100
+    reader = await in_place_reader(tmp_path, content)
+    buffer = bytearray(b"\xff" * 1000)
+    await reader.read_into(77, memoryview(buffer)[100:900])
+    assert buffer == b"\xff" * 100 + content[77:877] + b"\xff" * 100
+    with pytest.raises(ShortRead):
+        await reader.read_into(len(content) - 10, memoryview(bytearray(11)))
+    with pytest.raises(ValueError, match="negative"):
+        await reader.read_into(-1, memoryview(bytearray(11)))
+    await reader.aclose()
+    with pytest.raises(BackendError):
+        await reader.read_into(0, memoryview(buffer))
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
+async def test_file_systems_that_must_cache_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    reader = await in_place_reader(tmp_path, b"content")
+    preadv, flags_seen = os.preadv, []
+
+    def refusing(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        flags_seen.append(flags)
+        if flags:
+            raise OSError(number, os.strerror(number))
+        return preadv(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", refusing)
+    for _ in range(2):
+        buffer = bytearray(4)
+        await reader.read_into(3, memoryview(buffer))
+        assert buffer == b"tent"
+    assert flags_seen == [RWF_DONTCACHE, 0, 0]
+    await reader.aclose()
 
 
 class _StoredBlob(MissingBlobContract):

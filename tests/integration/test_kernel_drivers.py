@@ -19,10 +19,17 @@ import pytest
 import trio
 
 from backend.contract import BackendError
-from fuse.erofs.driver import ErofsHost, ErofsUnavailable
+from fuse.erofs.driver import (
+    COMPLETE_READAHEAD_KIB,
+    LAZY_READAHEAD_KIB,
+    ErofsHost,
+    ErofsMount,
+    ErofsUnavailable,
+)
 from fuse.erofs.events import EventOptions, EventServer, EventsLost
 from fuse.erofs.fanotify import Event, deny
 from fuse.erofs.journal import Journal, Pending, create_memory
+from fuse.erofs.mount_api import BDIS
 from fuse.mountpoint import MountBusy
 from fuse.supervisor.aftermath import METADATA, deny_forgotten
 from fuse.supervisor.holdings import KIND_EVENTS
@@ -242,6 +249,22 @@ async def test_a_complete_image_raises_no_events(tmp_path: Path) -> None:
         await outside(drop_caches)
         assert await outside((live.path / "f").read_bytes) == content
         assert live.image.statistics().hits == hits
+
+
+async def test_the_kernel_reads_ahead_as_usual_once_the_image_is_complete(tmp_path: Path) -> None:
+    """A large readahead saves events; without events it costs cache misses and large pages."""
+    need_erofs_events()
+    store = make_store(tmp_path / "made", directory({b"f": file(noise(3 * MIB))}))
+    async with driven(tmp_path, store, "erofs") as live:
+        assert isinstance(live.mount, ErofsMount)
+        readahead_kib = BDIS / live.mount.superblock / "read_ahead_kb"
+        assert int(readahead_kib.read_text()) == LAZY_READAHEAD_KIB
+        await outside((live.path / "f").read_bytes)
+        assert int(readahead_kib.read_text()) == COMPLETE_READAHEAD_KIB
+    async with driven(tmp_path, store, "erofs") as live:
+        assert isinstance(live.mount, ErofsMount)
+        readahead_kib = BDIS / live.mount.superblock / "read_ahead_kb"
+        assert int(readahead_kib.read_text()) == COMPLETE_READAHEAD_KIB
 
 
 async def test_the_second_mount_of_a_complete_image_needs_nobody(tmp_path: Path) -> None:

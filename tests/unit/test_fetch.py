@@ -3,7 +3,7 @@
 import errno
 import os
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -47,11 +47,23 @@ class Rig:
         return bytes(self.cached.view(chunk.uncompressed_offset, chunk.uncompressed_size))
 
 
+class InPlaceMemoryReader(MemoryBlobReader):
+    """Keeps the `InPlaceReader` contract too, as a file of this machine does."""
+
+    async def read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = await self.read_range(offset, len(buffer))
+
+
 @asynccontextmanager
-async def rig(tmp_path: Path, blob: MemoryBlob, options: FetchOptions | None = None) -> AsyncIterator[Rig]:
+async def rig(
+    tmp_path: Path,
+    blob: MemoryBlob,
+    options: FetchOptions | None = None,
+    make_reader: Callable[[bytes], MemoryBlobReader] = MemoryBlobReader,
+) -> AsyncIterator[Rig]:
     shape = BlobShape(blob.entry.blob_id, blob.entry.uncompressed_size, blob.entry.chunk_count)
     cached = BlobCache(tmp_path).open(shape)
-    reader = MemoryBlobReader(blob.data)
+    reader = make_reader(blob.data)
     try:
         async with open_fetch_pool(options) as pool:
             yield Rig(blob, reader, ChunkFetcher(blob.entry, blob.meta, blob.digests, reader, cached, pool))
@@ -235,6 +247,44 @@ async def test_small_chunks_that_lie_side_by_side_are_one_write(
         assert writes == [0]
         assert [r.content(number) for number in range(40)] == chunks
         assert bytes(r.cached.read(5000, 8192 - 5000)) == bytes(8192 - 5000)
+
+
+async def test_bytes_of_a_local_file_are_verified_and_asked_for_again(tmp_path: Path) -> None:
+    """While its bytes are in use a run keeps its slot: the second request must not wait for that."""
+    async with rig(tmp_path, big_blob(3), FetchOptions(1, 0), InPlaceMemoryReader) as r:
+        r.reader.script = lambda number, offset, data: data if number else b"x" + data[1:]
+        with trio.fail_after(10):
+            await r.fetcher.ensure(0, 2)
+        assert [r.content(number) for number in range(3)] == [noise(MIB, number) for number in range(3)]
+        assert len(r.reader.requests) == 2
+        assert r.fetcher.statistics().bytes_fetched == 4 * MIB
+
+
+async def test_a_window_of_very_many_chunks_is_fetched_to_its_end(tmp_path: Path) -> None:
+    """One look at the index covers 1,024 extents, and 1 MiB has more of these."""
+    blob = make_memory_blob([noise(1000, number) for number in range(1600)], Compressor.NONE)
+    async with rig(tmp_path, blob, make_reader=InPlaceMemoryReader) as r:
+        await r.fetcher.ensure(0, 0)
+        second = r.cached.ready_count()
+        await r.fetcher.ensure(second, second)
+        with trio.fail_after(10):
+            while r.cached.ready_count() < 2 * second + MIB // 1000:
+                await trio.lowlevel.checkpoint()
+        assert r.cached.ready_count() < 1600
+
+
+async def test_a_large_window_does_not_stand_before_what_somebody_waits_for(tmp_path: Path) -> None:
+    """Neither in the queue for the source nor in the one for the decoders."""
+    async with rig(tmp_path, big_blob(60), FetchOptions(8, 4, decode_threads=1), InPlaceMemoryReader) as r:
+        r.reader.hold()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(r.fetcher.ensure, 0, 49, FetchClass.READAHEAD)
+            await r.reader.wait_requests(4)
+            nursery.start_soon(r.fetcher.ensure, 59, 59)
+            await r.reader.wait_requests(5)
+            r.reader.release()
+            await r.fetcher.ensure(59, 59)
+            assert r.cached.ready_count() < 50
 
 
 class SilentToken:

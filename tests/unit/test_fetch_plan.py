@@ -22,7 +22,13 @@ from backend.extents import (
 )
 from backend.memory_blob import make_memory_blob
 from backend.priority import FetchClass, PriorityGate, Ticket
-from backend.readahead import STREAMS_MAX, WINDOW_MAX_BYTES, WINDOW_MIN_BYTES, Readahead
+from backend.readahead import (
+    LOCAL_WINDOW_MAX_BYTES,
+    STREAMS_MAX,
+    WINDOW_MAX_BYTES,
+    WINDOW_MIN_BYTES,
+    Readahead,
+)
 from rafs.codec import Compressor
 
 
@@ -78,21 +84,23 @@ def test_runs_hold_every_extent_once_and_keep_their_limits(
         assert all(b.start - a.end <= GAP_BYTES for a, b in itertools.pairwise(run))
 
 
-def test_readahead_grows_with_a_sequential_reader() -> None:
-    readahead = Readahead()
+@pytest.mark.parametrize("window_max_bytes", [WINDOW_MAX_BYTES, LOCAL_WINDOW_MAX_BYTES])
+def test_readahead_grows_with_a_sequential_reader(window_max_bytes: int) -> None:
+    readahead = Readahead(window_max_bytes)
     assert readahead.on_miss(0, 1) is None
     stream = readahead.on_miss(1, 2)
     assert stream is not None
     assert stream.window_bytes == WINDOW_MIN_BYTES
     windows = []
-    for _ in range(8):
-        readahead.advance(stream, stream.next_chunk + 4)
+    for _ in range(10):
+        readahead.advance(stream, stream.next_chunk + 2)
+        readahead.extend(stream, stream.next_chunk + 2)
         (marker,) = readahead.markers
         assert readahead.on_marker(marker + 1) is None
         assert readahead.on_marker(marker) is stream
         windows.append(stream.window_bytes)
     assert windows == sorted(windows)
-    assert windows[-1] == WINDOW_MAX_BYTES
+    assert windows[-1] == window_max_bytes
 
 
 def test_readahead_follows_several_readers_and_forgets_the_oldest() -> None:

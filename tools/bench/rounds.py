@@ -1,4 +1,7 @@
-"""Measures several subjects in turn, round after round: a disturbance shall not hit one of them alone."""
+"""Measures several subjects in turn, round after round: a disturbance shall not hit one of them alone.
+
+Every second round goes backwards, because the next one gets what a subject leaves behind: memory, caches.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
@@ -27,7 +30,7 @@ def interleave(
     """Calls `measure(subject, round)` for each; one that fails is noted and then left out."""
     alive = list(subjects)
     for number in range(rounds):
-        for subject in list(alive):
+        for subject in list(alive) if number % 2 == 0 else alive[::-1]:
             try:
                 measure(subject, number)
             except (CommandFailed, OSError) as error:

@@ -83,9 +83,7 @@ class ChunkDecoder:
         checked = [self._verify(index, decoded) for index in wanted]
         good = [chunk for chunk in checked if isinstance(chunk, GoodChunk)]
         outcomes = [chunk for chunk in checked if isinstance(chunk, ChunkOutcome)]
-        for run in _adjacent(good):
-            outcomes += _store_run(run, store)
-        return outcomes
+        return outcomes + store_chunks(good, store)
 
     def can_verify(self, index: int) -> bool:
         """Whether the image names the chunk; others are neighbours in a blob of another image."""
@@ -100,6 +98,11 @@ class ChunkDecoder:
         if offset + len(data) > self._blob.uncompressed_size:
             return ChunkOutcome(index, len(data), fault="it lies outside the decoded blob")
         return GoodChunk(index, offset, data)
+
+
+def store_chunks(chunks: Sequence[GoodChunk], store: Callable[[int, memoryview], None]) -> list[ChunkOutcome]:
+    """Hands verified chunks, in the order of their offsets, to `store(offset, data)`, neighbours together."""
+    return [outcome for run in _adjacent(chunks) for outcome in _store_run(run, store)]
 
 
 def _adjacent(chunks: Sequence[GoodChunk]) -> list[list[GoodChunk]]:

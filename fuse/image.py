@@ -9,6 +9,7 @@ from pathlib import Path
 import trio
 
 from backend.cache import BlobShape, CachedBlob
+from backend.chunk_copy import LocalChunks, open_local_chunks
 from backend.contract import BlobReader
 from backend.fetch import ChunkFetcher, FetchStatistics
 from backend.fetch_pool import FetchOptions, FetchPool, open_fetch_pool
@@ -72,7 +73,8 @@ async def open_image(
         fetchers: dict[int, ChunkFetcher] = {}
         files.callback(fetchers.clear)
         async with AsyncExitStack() as readers, open_fetch_pool(options) as pool:
-            opener = _Opener(bootstrap, metadata, cache_dir, shelf, pool, files)
+            local = files.enter_context(open_local_chunks(cache_dir, shelf))
+            opener = _Opener(bootstrap, metadata, cache_dir, shelf, pool, files, local)
             for blob in bootstrap.blobs:
                 if blob.chunk_count == 0:
                     continue
@@ -90,6 +92,7 @@ class _Opener:
     shelf: BlobShelf
     pool: FetchPool
     files: ExitStack
+    local: LocalChunks | None
 
     def open(self, blob_index: int, reader: BlobReader) -> ChunkFetcher:
         """Opens what one blob needs; `files` closes it. Blocking: the chunk table is scanned."""
@@ -98,7 +101,8 @@ class _Opener:
         self.files.callback(meta.close)
         cached = self._open_cached(BlobShape(blob.blob_id, blob.uncompressed_size, blob.chunk_count))
         digests = self.bootstrap.chunk_digests(blob_index)
-        return ChunkFetcher(blob, meta, digests, reader, cached, self.pool)
+        copier = self.local.copier(blob, meta, digests.find) if self.local else None
+        return ChunkFetcher(blob, meta, digests, reader, cached, self.pool, copier)
 
     def _open_cached(self, shape: BlobShape) -> CachedBlob:
         cached = self.shelf.open(self.cache_dir, shape)

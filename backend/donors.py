@@ -19,7 +19,7 @@ from rafs.record import FormatError
 log = logging.getLogger(__name__)
 
 DONORS_MAX = 64
-"""Open files of other blobs, two descriptors each; the least recently used is let go."""
+"""Blobs that one mount takes from at a time, three descriptors each; the least recently used is let go."""
 
 
 class Donor:

@@ -4,7 +4,7 @@ The index only hints where a chunk may be. It counts after the donor's presence 
 copied to where nobody else writes, and the digest of the copy was compared. A donor may be evicted, punched
 or damaged at any moment between; then the copy has a wrong digest and never becomes ready.
 
-Concurrency: `find` and `note_marked` may be called from any one thread each; `copy` runs in worker threads.
+Concurrency: `is_promising` is for the trio thread, everything else blocks and runs in worker threads.
 """
 
 import logging
@@ -30,6 +30,9 @@ RUN_BYTES = 4 << 20
 """Bytes that are read from a donor at once."""
 REFLINK_BYTES = 64 << 10
 """Shorter runs are copied: sharing them costs more than writing them, and splits the file's extents."""
+
+SAMPLE_CHUNKS = 64
+"""So many chunks of a blob tell whether the index knows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,30 +67,28 @@ class ChunkCopier:
         self._key = blob_key(blob.blob_id)
         self._shares_blocks = True
 
+    def is_promising(self, chunks: Iterable[int]) -> bool:
+        """Whether the first of `chunks` can be copied. A few microseconds, for the hot path."""
+        chunk = next(iter(chunks), None)
+        place = None if chunk is None else self._place(chunk)
+        if place is None:
+            return False
+        self._donors.refresh()
+        donor = self._donors.get(place.blob_key)
+        return donor is not None and donor.has(place.chunk)
+
     def find(self, chunks: Iterable[int]) -> list[ChunkSource]:
-        """Where all of `chunks` can be copied from; empty when one of them cannot."""
+        """Where all of `chunks` can be copied from; empty when one of them cannot. About 10 us each."""
+        self._donors.refresh()
         sources: list[ChunkSource] = []
         for chunk in chunks:
-            digest = self._digest_of(chunk)
-            place = self._index.find(digest, self._blob.digester) if digest is not None else None
-            if place is None:
-                return []
-            if not sources:
-                self._donors.refresh()
-            donor = self._donors.get(place.blob_key)
-            if donor is None or not donor.has(place.chunk):
+            place = self._place(chunk)
+            donor = None if place is None else self._donors.get(place.blob_key)
+            if place is None or donor is None or not donor.has(place.chunk):
                 return []
             info = self._meta.chunk(chunk)
-            sources.append(
-                ChunkSource(
-                    chunk,
-                    info.uncompressed_offset,
-                    info.uncompressed_size,
-                    donor,
-                    place.chunk,
-                    place.offset,
-                )
-            )
+            offset, size = info.uncompressed_offset, info.uncompressed_size
+            sources.append(ChunkSource(chunk, offset, size, donor, place.chunk, place.offset))
         return sources
 
     def copy(self, sources: Iterable[ChunkSource], cached: CachedBlob) -> dict[int, ChunkOutcome]:
@@ -106,14 +107,28 @@ class ChunkCopier:
 
     def note_marked(self, chunks: Collection[int]) -> None:
         """Tells the index of chunks of this blob that are marked now. Blocking: for a worker thread."""
+        wanted = set(chunks)
         self._index.add(
             (
-                (digest, ChunkPlace(self._key, chunk, self._meta.chunk(chunk).uncompressed_offset))
-                for chunk in chunks
-                if (digest := self._digest_of(chunk)) is not None
+                (digest, ChunkPlace(self._key, chunk, block * BLOCK_SIZE))
+                for chunk, block in enumerate(self._meta.start_blocks())
+                if chunk in wanted and (digest := self._digest_of(chunk)) is not None
             ),
             self._blob.digester,
         )
+
+    def restore(self, cached: CachedBlob) -> None:
+        """Tells an index that has lost most of a sample again what `cached` has. Blocking, as above."""
+        count = cached.shape.chunk_count
+        sample = [i for i in range(0, count, -(-count // SAMPLE_CHUNKS)) if cached.is_ready(i)]
+        known = [digest for i in sample if (digest := self._digest_of(i)) is not None]
+        found = sum(self._index.find(digest, self._blob.digester) is not None for digest in known)
+        if 2 * found < len(known):
+            self.note_marked([i for i in range(count) if cached.is_ready(i)])
+
+    def _place(self, chunk: int) -> ChunkPlace | None:
+        digest = self._digest_of(chunk)
+        return None if digest is None else self._index.find(digest, self._blob.digester)
 
     def _copy_run(self, run: Sequence[ChunkSource], cached: CachedBlob) -> list[ChunkOutcome]:
         start = run[0].offset

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
+import msgspec
 import xxhash
 
 from rafs.digest import Digester
@@ -35,8 +36,7 @@ BUCKET_ENTRIES = 8
 TAG_SIZE = 8
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkPlace:
+class ChunkPlace(msgspec.Struct, frozen=True):
     """A decoded chunk: the key of its blob (`blob_key`), its number, its byte offset in the cache file."""
 
     blob_key: int
@@ -108,8 +108,10 @@ def find_entry(bucket: bytes, digest: bytes, digester: Digester) -> ChunkPlace |
 
 def put_first(bucket: bytes, entry: bytes) -> bytes:
     """The bucket with `entry` as its newest; an older one for the same digest goes, or the oldest of all."""
-    starts = range(0, len(bucket) - ENTRY_SIZE + 1, ENTRY_SIZE)
     tag = entry[:TAG_SIZE]
+    if tag not in bucket:
+        return (entry + bucket)[:BUCKET_SIZE].ljust(BUCKET_SIZE, b"\0")
+    starts = range(0, len(bucket) - ENTRY_SIZE + 1, ENTRY_SIZE)
     others = [bucket[at : at + ENTRY_SIZE] for at in starts if bucket[at : at + TAG_SIZE] != tag]
     return b"".join([entry, *others])[:BUCKET_SIZE].ljust(BUCKET_SIZE, b"\0")
 

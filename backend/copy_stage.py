@@ -6,11 +6,12 @@ flights. A copy ends by landing its flights or by handing them to the fetch, wha
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from itertools import chain
 
 import trio
 
 from backend.cache import CachedBlob
-from backend.chunk_copy import ChunkCopier, ChunkSource
+from backend.chunk_copy import ChunkCopier
 from backend.decode import ChunkOutcome
 from backend.extents import BlobExtent, merge_runs
 from backend.fetch_pool import FetchPool
@@ -21,8 +22,6 @@ log = logging.getLogger(__name__)
 
 TRIP_BYTES = 4 << 20
 """Decoded bytes that one trip to a thread copies: a few milliseconds."""
-
-_Copies = list[tuple[Flight, list[ChunkSource]]]
 
 
 class CopyStage:
@@ -49,57 +48,66 @@ class CopyStage:
     def start(
         self, extents: Iterable[BlobExtent], lacking: Callable[[BlobExtent], Iterable[int]], ticket: Ticket
     ) -> tuple[list[Flight], list[BlobExtent]]:
-        """Starts flights for extents whose `lacking` chunks can all be copied; gives them, and the others."""
+        """Starts flights for extents whose `lacking` chunks promise to be copied; gives them, and the others.
+
+        One look each: a thread looks at all chunks of those that promise something.
+        """
         if self._copier is None:
             return [], list(extents)
-        copies: _Copies = []
+        flights: list[Flight] = []
         others: list[BlobExtent] = []
         for extent in extents:
-            sources = self._copier.find(lacking(extent))
-            if sources:
-                copies.append((self._flights.start(extent, ticket), sources))
+            if self._copier.is_promising(lacking(extent)):
+                flights.append(self._flights.start(extent, ticket))
             else:
                 others.append(extent)
-        for trip in _trips(copies):
-            self._pool.nursery.start_soon(self._copy, self._copier, trip, ticket)
-        return [flight for flight, _ in copies], others
+        for trip in _trips(flights):
+            self._pool.nursery.start_soon(self._copy, self._copier, trip, lacking, ticket)
+        return flights, others
 
-    async def _copy(self, copier: ChunkCopier, copies: _Copies, ticket: Ticket) -> None:
-        wrong = [flight for flight, _ in copies]
+    async def _copy(
+        self,
+        copier: ChunkCopier,
+        flights: list[Flight],
+        lacking: Callable[[BlobExtent], Iterable[int]],
+        ticket: Ticket,
+    ) -> None:
+        def copy_all() -> list[list[ChunkOutcome]]:
+            found = [copier.find(lacking(flight.extent)) for flight in flights]
+            outcomes = copier.copy(chain.from_iterable(found), self._cached)
+            return [[outcomes[source.index] for source in sources] for sources in found]
+
+        left = flights
         try:
-            sources = [source for _, each in copies for source in each]
-            outcomes = await trio.to_thread.run_sync(
-                copier.copy, sources, self._cached, limiter=self._pool.decoders
-            )
-            wrong = self._land(copies, outcomes)
+            results = await trio.to_thread.run_sync(copy_all, limiter=self._pool.decoders)
+            left = self._land(flights, results)
         except Exception:
             log.exception("copying to blob %s", self._cached.shape.blob_id[:12])
         finally:
-            by_start = {flight.extent.start: flight for flight in wrong}
-            for run in merge_runs(flight.extent for flight in wrong):
-                flights = [by_start[extent.start] for extent in run]
-                self._pool.nursery.start_soon(self._fetch, flights, ticket)
+            by_start = {flight.extent.start: flight for flight in left}
+            for run in merge_runs(flight.extent for flight in left):
+                group = [by_start[extent.start] for extent in run]
+                self._pool.nursery.start_soon(self._fetch, group, ticket)
 
-    def _land(self, copies: _Copies, outcomes: dict[int, ChunkOutcome]) -> list[Flight]:
-        """Lands the flights of which everything was right; the others."""
-        wrong: list[Flight] = []
-        for flight, sources in copies:
-            results = [outcomes[source.index] for source in sources]
-            if any(result.fault for result in results):
-                wrong.append(flight)
+    def _land(self, flights: list[Flight], results: list[list[ChunkOutcome]]) -> list[Flight]:
+        """Lands the flights whose chunks were all found and right; the others."""
+        left: list[Flight] = []
+        for flight, outcomes in zip(flights, results, strict=True):
+            if not outcomes or any(outcome.fault for outcome in outcomes):
+                left.append(flight)
             else:
-                self.bytes_copied += sum(result.size_bytes for result in results)
-                self._settle(flight, results)
-        return wrong
+                self.bytes_copied += sum(outcome.size_bytes for outcome in outcomes)
+                self._settle(flight, outcomes)
+        return left
 
 
-def _trips(copies: _Copies) -> list[_Copies]:
-    trips: list[_Copies] = []
+def _trips(flights: list[Flight]) -> list[list[Flight]]:
+    trips: list[list[Flight]] = []
     size_bytes = 0
-    for copy in copies:
+    for flight in flights:
         if not trips or size_bytes >= TRIP_BYTES:
             trips.append([])
             size_bytes = 0
-        trips[-1].append(copy)
-        size_bytes += copy[0].extent.decoded_size
+        trips[-1].append(flight)
+        size_bytes += flight.extent.decoded_size
     return trips

@@ -1,13 +1,15 @@
 """Cache files of other blobs, opened to take chunks out of them.
 
-Concurrency: `Donors` belongs to the trio thread. A `Donor` may be read in threads; it is closed when the last
-that holds it lets it go.
+Concurrency: any thread may ask, one at a time (a lock sees to it). A `Donor` is closed when the last that
+holds it lets it go, so no reader loses its descriptor.
 """
 
 import logging
 import os
+import threading
 import weakref
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 
 from backend.cache import BlobCache
@@ -64,37 +66,35 @@ class Donors:
         self._open: OrderedDict[int, Donor | None] = OrderedDict()
         self._names: dict[int, str] = {}
         self._seen_ns = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: int) -> Donor | None:
+        """The donor with that key; None when it is not there or cannot be used."""
+        with self._lock:
+            if key not in self._open:
+                self._open[key] = self._find(key)
+                if len(self._open) > DONORS_MAX:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(key)
+            donor = self._open[key]
+        return donor if donor is not None and donor.is_trusted else None
+
+    def close(self) -> None:
+        """Lets all donors go."""
+        self._open.clear()
 
     def refresh(self) -> None:
-        """Looks again which files there are, if any came or went: one system call when none did.
+        """Looks again which files there are, if any came or went: a system call when none did.
 
         Donors are opened anew then, so that files that were removed do not keep their disk space.
         """
-        try:
+        with self._lock, suppress(OSError):  # a directory that cannot be read has no files that could be
             changed_ns = os.stat(self.directory).st_mtime_ns
             if changed_ns != self._seen_ns:
                 ids = [name.removesuffix(".blob.data") for name in os.listdir(self.directory)]
                 self._names = {blob_key(blob_id): blob_id for blob_id in ids}
                 self._open.clear()
                 self._seen_ns = changed_ns
-        except OSError as error:
-            log.debug("%s: %s", self.directory, error)
-            self._open.clear()
-            self._names.clear()
-
-    def get(self, key: int) -> Donor | None:
-        """The donor with that key; None when it is not there or cannot be used."""
-        if key not in self._open:
-            self._open[key] = self._find(key)
-            if len(self._open) > DONORS_MAX:
-                self._open.popitem(last=False)
-        self._open.move_to_end(key)
-        donor = self._open[key]
-        return donor if donor is not None and donor.is_trusted else None
-
-    def close(self) -> None:
-        """Lets all donors go."""
-        self._open.clear()
 
     def _find(self, key: int) -> Donor | None:
         blob_id = self._names.get(key)

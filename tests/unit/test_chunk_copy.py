@@ -1,6 +1,7 @@
 """Chunks that another blob in the cache has: copied when they are right, fetched when they are not."""
 
 import errno
+import gc
 import os
 import random
 import shutil
@@ -221,6 +222,21 @@ async def test_noise_in_the_index_is_a_miss(tmp_path: Path) -> None:
         assert r.figures()[0] == 0
 
 
+async def test_an_index_that_was_lost_is_told_again(tmp_path: Path) -> None:
+    chunks: Groups = [noise(5000, number) for number in range(9)]
+    donor = await fill(tmp_path, [*chunks])
+    (tmp_path / INDEX_NAME).unlink()
+    async with rig(tmp_path, make_memory_blob([*chunks, b"other"])) as r:
+        with open_local_chunks(tmp_path, BlobShelf()) as local:
+            assert local is not None
+            copier = local.copier(donor.entry, donor.meta, dict(enumerate(donor.digests)).get)
+            cached = BlobShelf().open(tmp_path, shape_of(donor))
+            copier.restore(cached)
+            cached.close()
+        await r.fetcher.ensure(0, 8)
+        assert r.figures() == (45_000, 0)
+
+
 @pytest.mark.logs_warning
 async def test_a_directory_that_takes_no_index_serves_without(tmp_path: Path) -> None:
     (tmp_path / INDEX_NAME).mkdir()
@@ -293,6 +309,7 @@ async def test_open_donors_are_bounded(tmp_path: Path) -> None:
     blobs = [await fill(tmp_path, [noise(100, number)]) for number in range(DONORS_MAX + 3)]
     donors = Donors(tmp_path, BlobShelf())
     donors.refresh()
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     assert all(donors.get(blob_key(blob.entry.blob_id)) for blob in blobs)
     assert len(os.listdir("/proc/self/fd")) - before == 3 * DONORS_MAX

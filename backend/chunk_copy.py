@@ -120,7 +120,7 @@ class ChunkCopier:
     def restore(self, cached: CachedBlob) -> None:
         """Tells an index that has lost most of a sample again what `cached` has. Blocking, as above."""
         count = cached.shape.chunk_count
-        sample = [i for i in range(0, count, -(-count // SAMPLE_CHUNKS)) if cached.is_ready(i)]
+        sample = [i for i in range(0, count, max(1, count // SAMPLE_CHUNKS)) if cached.is_ready(i)]
         known = [digest for i in sample if (digest := self._digest_of(i)) is not None]
         found = sum(self._index.find(digest, self._blob.digester) is not None for digest in known)
         if 2 * found < len(known):
@@ -146,27 +146,34 @@ class ChunkCopier:
         return outcomes + store_chunks(good, cached.store)
 
     def _share(self, run: Sequence[ChunkSource], cached: CachedBlob) -> list[ChunkOutcome]:
-        """The run by sharing its blocks; empty when it has to be copied.
-
-        By way of a file of our own: what was verified must not change before it is in the target, where
-        another process may have made the same chunk ready meanwhile.
-        """
+        """The run by sharing its blocks; empty when it has to be copied."""
         start, target, donor = run[0].offset, run[0].target_offset, run[0].donor.descriptor
         length = round_up(run[-1].offset + run[-1].size_bytes - start, BLOCK_SIZE)
         is_straight = all(s.target_offset - s.offset == target - start for s in run)
         fits = target + length <= cached.shape.size_bytes and start + length <= os.fstat(donor).st_size
         if not (self._shares_blocks and is_straight and fits and length >= REFLINK_BYTES):
             return []
+        try:
+            is_shared = self._share_verified(run, length, cached.descriptor)
+        except OSError as error:
+            log.info("blob %s: chunks are copied, not shared: %s", self._blob.blob_id[:12], error)
+            self._shares_blocks = is_shared = False
+        return [ChunkOutcome(source.index, source.size_bytes) for source in run] if is_shared else []
+
+    def _share_verified(self, run: Sequence[ChunkSource], length: int, target: int) -> bool:
+        """By way of a file of our own: what was verified must not change before it is in the target.
+
+        Another process may have made the same chunk ready there meanwhile. Raises `OSError`.
+        """
         own = os.open(self._donors.directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
-            self._shares_blocks = reflink(donor, start, length, own, 0)
-            if not self._shares_blocks or not self._is_whole(run, memoryview(os.pread(own, length, 0))):
-                return []
-            if not reflink(own, 0, length, cached.descriptor, target):
-                return []
+            if not reflink(run[0].donor.descriptor, run[0].offset, length, own, 0):
+                self._shares_blocks = False
+                return False
+            whole = self._is_whole(run, memoryview(os.pread(own, length, 0)))
+            return whole and reflink(own, 0, length, target, run[0].target_offset)
         finally:
             os.close(own)
-        return [ChunkOutcome(source.index, source.size_bytes) for source in run]
 
     def _is_whole(self, run: Sequence[ChunkSource], data: memoryview) -> bool:
         """Whether all chunks of a run are right, and zero what lies behind each in its last block."""

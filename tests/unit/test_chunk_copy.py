@@ -305,6 +305,20 @@ async def test_a_fault_of_ours_is_logged_and_the_chunk_fetched(
     assert "copying to blob" in caplog.text
 
 
+async def test_chunks_are_copied_where_sharing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on file systems without unnamed files."""
+    await fill(tmp_path, [noise(MIB, 1)])
+
+    def refuse(*_: int) -> bool:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("backend.chunk_copy.reflink", refuse)
+    async with rig(tmp_path, make_memory_blob([noise(MIB, 1), b"other"])) as r:
+        await r.fetcher.ensure(0, 0)
+        assert r.content(0) == noise(MIB, 1)
+        assert r.figures() == (MIB, 0)
+
+
 async def test_open_donors_are_bounded(tmp_path: Path) -> None:
     blobs = [await fill(tmp_path, [noise(100, number)]) for number in range(DONORS_MAX + 3)]
     donors = Donors(tmp_path, BlobShelf())

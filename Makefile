@@ -10,7 +10,7 @@ DEMO_PACKAGES := $(BUILD_PACKAGES) docker-registry
 TEST_PACKAGES := $(DEMO_PACKAGES) skopeo umoci erofs-utils attr zstd nginx-light openssl busybox-static e2fsprogs
 BENCH_PACKAGES := $(DEMO_PACKAGES) erofs-utils squashfs-tools zstd
 
-.PHONY: help demo test test-all check bench chaos fuzz fmt docs clean
+.PHONY: help demo test test-all check bench bench-versions chaos fuzz fmt docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo 'make test-all  the same, the fuzz targets for a minute each, and chaos'
 	@echo 'make check     formatting, linters and types only'
 	@echo 'make bench     measure against tar, mkfs.erofs, squashfs and ext4'
+	@echo 'make bench-versions  what a host fetches of an image like one that it holds'
 	@echo 'make chaos     200 SIGKILLs of the agent under verifying readers, for erofs and for fuse (5 minutes)'
 	@echo 'make fuzz      fuzz every parser (FUZZ_SECONDS=60 each)'
 	@echo 'make fmt       format and fix;  make docs: write docs/errors.md again'
@@ -39,6 +40,9 @@ check: $(VENV)/.installed-test
 
 bench: $(VENV)/.bench-packages $(VENV)/.installed-bench
 	$(BIN)/python -m tools.bench $(BENCH_ARGS)
+
+bench-versions: $(VENV)/.bench-packages $(VENV)/.installed-bench
+	$(BIN)/python -m tools.bench.versions $(BENCH_ARGS)
 
 CHAOS_ARGS ?= --kills 200 --seconds 118
 chaos: $(VENV)/.test-packages $(VENV)/.installed-test

@@ -190,12 +190,15 @@ class CachedBlob:
         """Number of ready chunks."""
         return self._map.count() + sum(1 for index in self._unmarked if index not in self._map)
 
-    async def flush(self) -> None:
-        """Makes what was added durable, then marks it. Chunks whose bytes the disk lost are forgotten."""
+    async def flush(self) -> Collection[int]:
+        """Makes what was added durable, then marks it; the chunks that are marked now.
+
+        Chunks whose bytes the disk lost are forgotten.
+        """
         async with self._flush_lock:
             batch = dict(self._unmarked)
             if not batch:
-                return
+                return ()
             try:
                 await trio.to_thread.run_sync(self._make_durable, batch.keys())
             except OSError as error:
@@ -211,6 +214,7 @@ class CachedBlob:
             # Other processes may have marked chunks too, and a failed flush has lost some.
             self._absent = self.shape.chunk_count - self.ready_count()
             self._tell_if_complete()
+            return [index for index in batch if index in self._map]
 
     async def forget(self, indexes: Collection[int]) -> None:
         """Makes chunks absent, in this process and in others. Their bytes stay in the file, unused."""

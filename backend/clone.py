@@ -7,11 +7,11 @@ import struct
 from pathlib import Path
 
 from backend.publishing import sync_path
+from rafs.record import BLOCK_SIZE, round_up
 
 FICLONERANGE = 0x4020940D
 CLONE_RANGE = struct.Struct("=qQQQ")
 """struct file_clone_range: source descriptor, source offset, length, target offset."""
-BLOCK_BYTES = 4096
 STEP_BYTES = 64 << 20
 NO_REFLINK = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS})
 
@@ -26,7 +26,10 @@ def clone_range(source: int, offset: int, size_bytes: int, target: Path, *, copi
     fresh = target.with_name(f"{target.name}.{os.getpid()}.new")
     descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        if not _reflink(source, offset, size_bytes, descriptor):
+        # Whole blocks; what is too much is cut off below.
+        if offset % BLOCK_SIZE or not reflink(
+            source, offset, round_up(size_bytes, BLOCK_SIZE), descriptor, 0
+        ):
             if not copies:
                 fresh.unlink()
                 return False
@@ -43,12 +46,13 @@ def clone_range(source: int, offset: int, size_bytes: int, target: Path, *, copi
         os.close(descriptor)
 
 
-def _reflink(source: int, offset: int, size_bytes: int, target: int) -> bool:
-    if offset % BLOCK_BYTES:
-        return False
-    length = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES  # whole blocks; the caller cuts the rest off
+def reflink(source: int, offset: int, size_bytes: int, target: int, target_offset: int) -> bool:
+    """Has `target` share whole blocks of `source`; False where the file system cannot. Raises `OSError`.
+
+    Offsets and size in bytes, multiples of a block. A target that is too short gets longer. Blocking.
+    """
     try:
-        fcntl.ioctl(target, FICLONERANGE, CLONE_RANGE.pack(source, offset, length, 0))
+        fcntl.ioctl(target, FICLONERANGE, CLONE_RANGE.pack(source, offset, size_bytes, target_offset))
     except OSError as error:
         if error.errno in NO_REFLINK:
             return False

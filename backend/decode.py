@@ -91,8 +91,7 @@ class ChunkDecoder:
             outcomes: list[ChunkOutcome] = []
             results.append(outcomes)
             good += self._verified(encoded, outcomes)
-        for run in _adjacent(good):
-            _store_run(run, store)
+        store_chunks(good, store)
         return results
 
     def can_verify(self, index: int) -> bool:
@@ -122,6 +121,12 @@ class ChunkDecoder:
             else:
                 good.append(GoodChunk(index, chunk.uncompressed_offset, data, outcomes))
         return good
+
+
+def store_chunks(chunks: Sequence[GoodChunk], store: Store) -> None:
+    """Stores verified chunks, neighbours in the decoded file together; their outcomes tell how it went."""
+    for run in _adjacent(chunks):
+        _store_run(run, store)
 
 
 def _adjacent(chunks: Sequence[GoodChunk]) -> list[list[GoodChunk]]:

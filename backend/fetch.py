@@ -12,7 +12,7 @@ landing their flights, whatever happens, also when the pool is closed.
 import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import ClassVar
 
@@ -20,7 +20,9 @@ import msgspec
 import trio
 
 from backend.cache import CachedBlob
+from backend.chunk_copy import ChunkCopier
 from backend.contract import BackendError, BlobReader, InPlaceReader
+from backend.copy_stage import CopyStage
 from backend.decode import ChunkDecoder, ChunkInvalid, ChunkOutcome, EncodedExtent
 from backend.extents import RUN_BYTES, BlobExtent, ExtentIndex, merge_runs, widen
 from backend.fetch_pool import FetchPool
@@ -53,7 +55,10 @@ class FetchFailed(BackendError):
 
 
 class FetchStatistics(msgspec.Struct, frozen=True):
-    """Counters since the mount started. Bytes fetched are encoded ones; hits, misses and waits are reads."""
+    """Counters since the mount started. Bytes fetched are encoded ones; hits, misses and waits are reads.
+
+    `bytes_copied` are decoded ones that were not fetched, because another blob's cache file had them.
+    """
 
     bytes_fetched: int = 0
     requests: int = 0
@@ -62,6 +67,7 @@ class FetchStatistics(msgspec.Struct, frozen=True):
     misses: int = 0
     waits: int = 0
     errors: int = 0
+    bytes_copied: int = 0
 
     def __add__(self, other: "FetchStatistics") -> "FetchStatistics":
         pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
@@ -79,8 +85,12 @@ class ChunkFetcher:
         reader: BlobReader,
         cached: CachedBlob,
         pool: FetchPool,
+        copier: ChunkCopier | None = None,
     ) -> None:
-        """Raises `BlobUnsupported`. The caller closes reader, meta and cache file, after the pool."""
+        """Raises `BlobUnsupported`. The caller closes reader, meta and cache file, after the pool.
+
+        `copier` takes out of other blobs what is there already.
+        """
         self.cached = cached
         is_local = isinstance(reader, InPlaceReader)
         self.readahead = Readahead(LOCAL_WINDOW_MAX_BYTES if is_local else WINDOW_MAX_BYTES)
@@ -95,7 +105,8 @@ class ChunkFetcher:
         self._flights = FlightTable()
         self._bytes_fetched = self._requests = self._chunks_stored = 0
         self._misses = self._waits = self._errors = 0
-        pool.register(cached)
+        self._copies = CopyStage(copier, cached, pool, self._flights, self._settle, self._fetch_run)
+        pool.register(cached, copier.note_marked if copier else None)
 
     @property
     def chunk_count(self) -> int:
@@ -134,6 +145,7 @@ class ChunkFetcher:
             misses=self._misses,
             waits=self._waits,
             errors=self._errors,
+            bytes_copied=self._copies.bytes_copied,
         )
 
     async def ensure(
@@ -217,10 +229,11 @@ class ChunkFetcher:
             return []
         if fetch_class is not FetchClass.ON_DEMAND:
             return self._start(fresh, fetch_class)
-        widened = fresh + widen(self._extents, fresh, self._is_absent)
-        started = self._start(widened, fetch_class)
+        started, absent = self._copies.start(fresh, self._lacking, Ticket(fetch_class))
+        widened = absent and absent + widen(self._extents, absent, self._is_absent)
+        started += self._start(widened, fetch_class)
         first = min(extent.chunks.start for extent in fresh)
-        stream = self.readahead.on_miss(first, max(extent.chunks.stop for extent in widened))
+        stream = self.readahead.on_miss(first, max(extent.chunks.stop for extent in fresh + widened))
         if stream is not None:
             self._read_ahead(stream)
         return started
@@ -263,11 +276,10 @@ class ChunkFetcher:
         return self._flights.find(extent) is None and not any(map(self.cached.is_ready, extent.chunks))
 
     def _start(
-        self, extents: Iterable[BlobExtent], fetch_class: FetchClass, limit_bytes: int | None = None
+        self, extents: Iterable[BlobExtent], fetch_class: FetchClass, limit_bytes: int = RUN_BYTES
     ) -> list[Flight]:
-        runs = merge_runs(extents, limit_bytes) if limit_bytes else merge_runs(extents)
-        started = []
-        for run in runs:
+        started, absent = self._copies.start(extents, self._lacking, Ticket(fetch_class))
+        for run in merge_runs(absent, limit_bytes):
             ticket = Ticket(fetch_class)
             flights = [self._flights.start(extent, ticket) for extent in run]
             started += flights
@@ -352,8 +364,11 @@ class ChunkFetcher:
             return await trio.to_thread.run_sync(self._decoder.decode, work, self.cached.store)
 
     def _missing(self, extent: BlobExtent) -> list[int]:
+        return list(self._lacking(extent))
+
+    def _lacking(self, extent: BlobExtent) -> Iterator[int]:
         decoder, cached = self._decoder, self.cached
-        return [i for i in extent.chunks if not cached.is_ready(i) and decoder.can_verify(i)]
+        return (i for i in extent.chunks if not cached.is_ready(i) and decoder.can_verify(i))
 
     def _settle(self, flight: Flight, results: list[ChunkOutcome]) -> None:
         """Takes the outcomes over and lands the flight. Free of checkpoints."""

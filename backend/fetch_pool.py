@@ -5,7 +5,7 @@ cancelled first (a thread that decodes ends its work), then what has arrived is 
 """
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -41,24 +41,26 @@ class FetchPool:
         self.gate = PriorityGate(options.connections, options.reserved)
         self.decoders = PriorityGate(options.decode_threads or len(os.sched_getaffinity(0)), 0)
         self.buffers = BufferPool()
-        self._blobs: list[CachedBlob] = []
+        self._blobs: list[tuple[CachedBlob, Callable[[Collection[int]], None] | None]] = []
         self._unflushed = trio.Event()
         self._much_unflushed = trio.Event()
 
-    def register(self, blob: CachedBlob) -> None:
-        """Has `blob` flushed from now on."""
-        self._blobs.append(blob)
+    def register(self, blob: CachedBlob, on_marked: Callable[[Collection[int]], None] | None = None) -> None:
+        """Has `blob` flushed from now on; `on_marked` is called in a thread with the chunks of each flush."""
+        self._blobs.append((blob, on_marked))
 
     def note_added(self) -> None:
         """Chunks were added to some blob: a flush is due soon, or now when they are many."""
         self._unflushed.set()
-        if sum(blob.unmarked_bytes for blob in self._blobs) >= self.options.flush_bytes:
+        if sum(blob.unmarked_bytes for blob, _ in self._blobs) >= self.options.flush_bytes:
             self._much_unflushed.set()
 
     async def flush(self) -> None:
         """Makes everything fetched so far durable and marks it."""
-        for blob in self._blobs:
-            await blob.flush()
+        for blob, on_marked in self._blobs:
+            marked = await blob.flush()
+            if marked and on_marked is not None:
+                await trio.to_thread.run_sync(on_marked, marked)
 
     async def _flush_forever(self) -> None:
         while True:

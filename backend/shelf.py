@@ -42,6 +42,18 @@ class BlobShelf:
             self._open[key] = (cached, known[1] + 1 if known else 1)
         return cached
 
+    def duplicate(self, cache_dir: Path, blob_id: str) -> int | None:
+        """A descriptor of the data file of a blob that is open here, for the caller to close; else None."""
+        prefix = f"{cache_dir}/{blob_id}/"
+        with self._lock:
+            for key, (cached, _) in self._open.items():
+                if key.startswith(prefix):
+                    return os.dup(cached.descriptor)
+            for key, (descriptor, *_) in self._held.items():
+                if key.startswith(prefix):
+                    return os.dup(descriptor)
+        return None
+
     def close(self, cache_dir: Path, cached: CachedBlob) -> None:
         """Gives back what `open` gave."""
         key = self.key(cache_dir, cached.shape)

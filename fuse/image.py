@@ -1,7 +1,8 @@
 """An image that is ready to be mounted: its bootstrap, and a fetcher for each blob."""
 
+import functools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import trio
 
 from backend.cache import BlobShape, CachedBlob
+from backend.chunk_copy import LocalChunks, open_local_chunks
 from backend.contract import BlobReader
 from backend.fetch import ChunkFetcher, FetchStatistics
 from backend.fetch_pool import FetchOptions, FetchPool, open_fetch_pool
@@ -72,13 +74,16 @@ async def open_image(
         fetchers: dict[int, ChunkFetcher] = {}
         files.callback(fetchers.clear)
         async with AsyncExitStack() as readers, open_fetch_pool(options) as pool:
-            opener = _Opener(bootstrap, metadata, cache_dir, shelf, pool, files)
+            local = files.enter_context(open_local_chunks(cache_dir, shelf))
+            opener = _Opener(bootstrap, metadata, cache_dir, shelf, pool, files, local, [])
             for blob in bootstrap.blobs:
                 if blob.chunk_count == 0:
                     continue
                 reader = store.open_blob(blob.blob_id, blob.compressed_size)
                 readers.push_async_callback(_close_reader, reader)
                 fetchers[blob.index] = await trio.to_thread.run_sync(opener.open, blob.index, reader)
+            for restore in opener.restores:
+                pool.nursery.start_soon(trio.to_thread.run_sync, restore)
             yield OpenedImage(str(store.reference), metadata, bootstrap, cache_dir, fetchers)
 
 
@@ -90,6 +95,8 @@ class _Opener:
     shelf: BlobShelf
     pool: FetchPool
     files: ExitStack
+    local: LocalChunks | None
+    restores: list[Callable[[], None]]
 
     def open(self, blob_index: int, reader: BlobReader) -> ChunkFetcher:
         """Opens what one blob needs; `files` closes it. Blocking: the chunk table is scanned."""
@@ -98,7 +105,10 @@ class _Opener:
         self.files.callback(meta.close)
         cached = self._open_cached(BlobShape(blob.blob_id, blob.uncompressed_size, blob.chunk_count))
         digests = self.bootstrap.chunk_digests(blob_index)
-        return ChunkFetcher(blob, meta, digests, reader, cached, self.pool)
+        copier = self.local.copier(blob, meta, digests.find) if self.local else None
+        if copier is not None:
+            self.restores.append(functools.partial(copier.restore, cached))
+        return ChunkFetcher(blob, meta, digests, reader, cached, self.pool, copier)
 
     def _open_cached(self, shape: BlobShape) -> CachedBlob:
         cached = self.shelf.open(self.cache_dir, shape)

@@ -28,11 +28,15 @@ class AgentRefused(NydusError):
 
 
 class Fetched(msgspec.Struct, frozen=True):
-    """What a mount has fetched: encoded bytes, requests, and errors on the way."""
+    """What a mount has fetched: encoded bytes, requests, and errors on the way.
+
+    `bytes_copied` are decoded ones that the cache had already, of other images.
+    """
 
     bytes_fetched: int = 0
     requests: int = 0
     errors: int = 0
+    bytes_copied: int = 0
 
 
 class MountAnswer(msgspec.Struct, frozen=True):

@@ -23,6 +23,8 @@ PYFUSE3, EROFS = "pyfuse3", "erofs"
 class MountStatus:
     """One mount. Sizes in bytes, those fetched as they travelled.
 
+    `copied_bytes`, decoded, were not fetched: the cache had them, of other images.
+
     `state` is mounted, detached (unmounted, in use), unattended (the kernel serves it alone), hanging, dead.
     """
 
@@ -39,6 +41,7 @@ class MountStatus:
     cached_bytes: int
     fetched_bytes: int
     fetched_requests: int
+    copied_bytes: int
     fetch_errors: int
     log: str
 
@@ -130,6 +133,7 @@ def _status(answer: MountAnswer, state: str, log: Path) -> MountStatus:
         cached_bytes=answer.cached_bytes,
         fetched_bytes=fetched.bytes_fetched,
         fetched_requests=fetched.requests,
+        copied_bytes=fetched.bytes_copied,
         fetch_errors=fetched.errors,
         log=str(log),
     )
@@ -147,6 +151,8 @@ def _lines(statuses: list[MountStatus]) -> Iterator[str]:
             share = status.fetched_bytes / status.image_size_bytes if status.image_size_bytes else 0.0
             fetched, size = format_size(status.fetched_bytes), format_size(status.image_size_bytes)
             yield f"  fetched  {fetched} of {size} ({share:.1%}) in {status.fetched_requests} requests"
+            if status.copied_bytes:
+                yield f"  copied   {format_size(status.copied_bytes)} of other images in the cache"
             yield f"  cached   {format_size(status.cached_bytes)} of {format_size(status.decoded_size_bytes)}"
             if status.fetch_errors:
                 yield f"  errors   {status.fetch_errors}, see {status.log}"

@@ -27,7 +27,7 @@ SESSION = SessionStatus(
     image_size_bytes=100,
     decoded_size_bytes=200,
     cached_bytes=20,
-    fetched=FetchStatistics(bytes_fetched=7, requests=2),
+    fetched=FetchStatistics(bytes_fetched=7, requests=2, bytes_copied=9),
 )
 
 
@@ -57,7 +57,10 @@ async def test_what_a_mount_says_is_what_status_shows(
     assert (status.state, status.mountpoint, status.pid) == ("mounted", RECORD.mountpoint, RECORD.pid)
     assert (status.image_size_bytes, status.decoded_size_bytes, status.cached_bytes) == (100, 200, 20)
     assert (status.fetched_bytes, status.fetched_requests, status.fetch_errors) == (7, 2, 0)
-    assert "fetched  7 B of 100 B (7.0%) in 2 requests" in capsys.readouterr().out
+    assert status.copied_bytes == 9
+    shown = capsys.readouterr().out
+    assert "fetched  7 B of 100 B (7.0%) in 2 requests" in shown
+    assert "copied   9 B of other images in the cache" in shown
 
 
 def test_an_answer_that_makes_no_sense_is_an_error(run_dir: Path) -> None:

@@ -29,6 +29,7 @@ from backend.metadata import fetch_oci_metadata
 from backend.ocidigest import check_digest, digest_of, is_digest, require_digest
 from backend.publish import publish_oci_image
 from backend.publishing import reporting_writes, staging_directory, write_atomically
+from backend.raw_index import RawIndex
 from backend.reference import LayoutReference, Reference
 from backend.store import (
     ImageFiles,
@@ -60,15 +61,6 @@ class NoSuchTag(BlobNotFound):
 
 class _Marker(msgspec.Struct, frozen=True):
     version: str = msgspec.field(name="imageLayoutVersion")
-
-
-class _Index(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """`index.json` with its entries as they are, so that what other tools wrote there survives a change."""
-
-    schema_version: int = msgspec.field(name="schemaVersion")
-    media_type: str = msgspec.field(default="", name="mediaType")
-    manifests: tuple[msgspec.Raw, ...]
-    annotations: dict[str, str] = {}
 
 
 class LayoutStore:
@@ -195,12 +187,12 @@ class LayoutStore:
         found = ", ".join(entry.annotations.get(REF_NAME_ANNOTATION, entry.digest) for entry in entries)
         raise NoSuchTag(where=self._reference, found=shown(found) or "none")
 
-    def _read_index(self) -> _Index:
+    def _read_index(self) -> RawIndex:
         path = self._directory / INDEX_NAME
         if not path.exists():
-            return _Index(schema_version=2, media_type=OCI_INDEX, manifests=())
+            return RawIndex(schema_version=2, media_type=OCI_INDEX, manifests=())
         try:
-            return msgspec.json.decode(self._read_file(path), type=_Index)
+            return msgspec.json.decode(self._read_file(path), type=RawIndex)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise LayoutBroken(where=self._reference, why=f"broken {INDEX_NAME}: {error}") from error
 
@@ -227,7 +219,7 @@ class LayoutStore:
                     write_atomically(self._directory / INDEX_NAME, index, staging)
         return digest
 
-    def _with_entry(self, index: _Index, entry: Descriptor) -> _Index:
+    def _with_entry(self, index: RawIndex, entry: Descriptor) -> RawIndex:
         name = entry.annotations.get(REF_NAME_ANNOTATION)
         kept = [
             raw

@@ -123,13 +123,18 @@ class RegistryClient:
 
     async def push_manifest(self, key: str, media_type: str, data: bytes) -> str:
         """Stores `data` under a tag or its own digest, and returns the digest."""
-        digest = digest_of(data)
         if is_digest(key):
             check_digest(data, key, "the manifest to push")
         await self._retry.run(partial(self._push_manifest, _require_key(key), media_type, data))
-        return digest
+        return digest_of(data)
 
-    async def _push_manifest(self, key: str, media_type: str, data: bytes) -> None:
+    async def push_referrer(self, media_type: str, data: bytes) -> bool:
+        """Stores a manifest that has a subject under its digest; whether the registry lists it there."""
+        key = digest_of(data)
+        return await self._retry.run(partial(self._push_manifest, key, media_type, data)) is not None
+
+    async def _push_manifest(self, key: str, media_type: str, data: bytes) -> str | None:
+        """The subject that the registry says it has taken notice of."""
         url = await self._session.url(f"manifests/{key}")
         scopes = (push_scope(self._session.repository),)
         headers = [("Content-Type", media_type)]
@@ -139,6 +144,7 @@ class RegistryClient:
         stored = response.header("Docker-Content-Digest") or ""
         if is_digest(stored):
             check_digest(data, stored, f"manifest {self._name()}:{key} as stored")
+        return response.header("OCI-Subject")
 
     async def blob_size(self, digest: str) -> int | None:
         """Length in bytes of a blob; None when the repository has none such."""

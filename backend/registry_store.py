@@ -13,6 +13,7 @@ from backend.metadata import fetch_oci_metadata, metadata_at
 from backend.ocidigest import digest_of
 from backend.publish import publish_oci_image
 from backend.reference import Reference, RegistryReference
+from backend.referrers import list_referral, referral_of
 from backend.registry import RegistryClient, RegistryOptions
 from backend.store import (
     CannotPublish,
@@ -72,10 +73,14 @@ class RegistryStore:
         return StoredManifest(fetched.media_type, fetched.digest, fetched.data)
 
     async def put_manifest(self, media_type: str, data: bytes, *, as_reference: bool) -> str:
-        """See `OciStore`."""
-        key = digest_of(data)
-        if as_reference and self._reference.digest != key:
-            key = self._tag_to_set()
+        """See `OciStore`. One with a subject is among the referrers of that before it gets its tag."""
+        digest = digest_of(data)
+        key = self._tag_to_set() if as_reference and self._reference.digest != digest else digest
+        referral = referral_of(media_type, data, str(self._reference))
+        if referral is not None and not await self._client.push_referrer(media_type, data):
+            await list_referral(self._client, referral, str(self._reference))
+        if referral is not None and key == digest:
+            return digest
         return await self._client.push_manifest(key, media_type, data)
 
     def open_content(self, digest: str, size_bytes: int | None) -> BlobReader:

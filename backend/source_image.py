@@ -60,6 +60,12 @@ class SourceImage:
     config: bytes
     platform: Platform
 
+    @property
+    def descriptor(self) -> Descriptor:
+        """What names its manifest."""
+        media_type = self.manifest.media_type or self.stored.media_type or OCI_MANIFEST
+        return Descriptor(media_type, self.stored.digest, len(self.stored.data))
+
 
 @dataclass(frozen=True, slots=True)
 class Source:

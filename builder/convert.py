@@ -40,13 +40,16 @@ OTHERS_PAUSE_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class ConvertOptions:
-    """How images are converted. `parallel` layers are built at a time; `build` serves each of them."""
+    """How images are converted. `parallel` layers are built at a time; `build` serves each of them.
+
+    With `is_referrer` the new image names the old one as its subject.
+    """
 
     build: BuildOptions
     parallel: int
     dictionaries: tuple[DictionaryImage, ...] = ()
     is_one_of_two: bool = False
-    subject: Descriptor | None = None
+    is_referrer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +232,8 @@ class ImageConverter:
             return converted_config(image.config, len(image.manifest.layers), made, diff_id, where)
 
         media_type = NYDUS_CONFIG if self._options.is_one_of_two else OCI_CONFIG
-        return ImageDescription(make_config, media_type, image.manifest.annotations, self._options.subject)
+        subject = image.descriptor if self._options.is_referrer else None
+        return ImageDescription(make_config, media_type, image.manifest.annotations, subject)
 
 
 def _blob_files(merged: MergedImage, layers: Sequence[ConvertedLayer]) -> tuple[BlobFile, ...]:

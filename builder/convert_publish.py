@@ -70,13 +70,11 @@ async def bring_originals(
         return [entry for entry in source.index.manifests if not _is_replaced(entry, done)]
     entries = []
     for image in source.images:
-        media_type = image.manifest.media_type or image.stored.media_type or OCI_MANIFEST
+        named = image.descriptor
         if not is_same_place:
             await copy_content(image.manifest, store, transfer)
-            await target.put_manifest(media_type, image.stored.data, as_reference=False)
-        entries.append(
-            Descriptor(media_type, image.stored.digest, len(image.stored.data), platform=image.platform)
-        )
+            await target.put_manifest(named.media_type, image.stored.data, as_reference=False)
+        entries.append(msgspec.structs.replace(named, platform=image.platform))
     return entries
 
 

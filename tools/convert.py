@@ -71,6 +71,9 @@ def run(
     both: Annotated[
         bool, typer.Option("--both", help="An index of the image as it is and the Nydus one.")
     ] = False,
+    with_referrer: Annotated[
+        bool, typer.Option("--with-referrer", help="Have the new image name the original as its subject.")
+    ] = False,
     reverse: Annotated[
         bool, typer.Option("--reverse", help="The other way: an ordinary image of a Nydus one.")
     ] = False,
@@ -108,7 +111,9 @@ def run(
     origin, destination = absolute_reference(source), absolute_reference(target)
     _expect_oci(origin, destination)
     if reverse:
-        _expect_alone("--reverse", both or all_platforms or bool(platform or chunk_dict or build_cache))
+        _expect_alone(
+            "--reverse", both or with_referrer or all_platforms or bool(platform or chunk_dict or build_cache)
+        )
         made = run_async(lambda: reverse_image(source, destination, settings, start))
         emit(made, as_json=as_json, render=reverse_lines)
         return
@@ -118,6 +123,7 @@ def run(
         parallel or min(PARALLEL_MAX, max(2, cores)),
         fetch_dictionaries(chunk_dict or [], settings),
         is_one_of_two=both,
+        is_referrer=with_referrer,
     )
     wanted = _wanted_platform(platform, all_platforms=all_platforms)
     cache = absolute_reference(build_cache) if build_cache else None

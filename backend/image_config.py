@@ -65,6 +65,16 @@ def reversed_config(nydus: bytes, diff_id: str, where: str) -> bytes:
     return _with_layers(config, [diff_id], result)
 
 
+def merged_config(nydus: bytes, diff_ids: Sequence[str], where: str) -> bytes:
+    """The config of a Nydus image with these layers, the bootstrap last, made from that of another one.
+
+    What is to run stays; the history is that of a merge, as no entry of the old one has its layer any more.
+    """
+    config = read_config(nydus, where)
+    comments = ["Nydus Blob Layer"] * (len(diff_ids) - 1) + ["Nydus Bootstrap Layer"]
+    return _with_layers(config, diff_ids, [_entry(comment, "nydus-py merge") for comment in comments])
+
+
 def _numbered_history(
     config: dict[str, Any], layer_count: int
 ) -> tuple[list[dict[str, Any]], list[int | None]]:
@@ -81,8 +91,13 @@ def _numbered_history(
     return history, numbers
 
 
-def _entry(comment: str) -> dict[str, Any]:
-    return {"created": EPOCH, "created_by": _CREATED_BY, "comment": comment}
+def _entry(comment: str, created_by: str = _CREATED_BY) -> dict[str, Any]:
+    return {"created": EPOCH, "created_by": created_by, "comment": comment}
+
+
+def says_what_runs(config: bytes, where: str) -> bool:
+    """Whether a config has anything for a container: a command, an environment, labels."""
+    return bool(read_config(config, where).get("config"))
 
 
 def _with_layers(config: dict[str, Any], diff_ids: Sequence[str], history: Sequence[Any]) -> bytes:

@@ -19,7 +19,7 @@ from builder.prefetch_patterns import PrefetchPatterns
 from builder.row_spool import RowSpool
 from rafs.blob_table import BLOBS_MAX, BlobEntry
 from rafs.bootstrap import Bootstrap
-from rafs.chunk import ROW, ROW_SIZE, at_blob, pack_address
+from rafs.chunk import ADDRESS_SIZE, ROW, ROW_SIZE, at_blob, pack_address
 from rafs.codec import Compressor
 from rafs.errors import NydusError
 from rafs.inode import Inode
@@ -29,6 +29,9 @@ from rafs.superblock import COMPRESSION_FLAGS
 from rafs.writer import BootstrapContent, ImageTooLarge, write_bootstrap
 from rafs.xattr import pack_xattrs
 
+CLAIMED_CHUNKS_MAX = 1 << 24
+"""In the blobs of a layer that describes few of them: each of them takes 8 bytes of memory."""
+CLAIMED_RATIO = 64
 _UNUSED, _WANTED = 0, 1
 """What a chunk's place in `_Blob.final` holds before it has an address; no address is so small."""
 
@@ -70,6 +73,7 @@ class LayerMerge:
         self._addresses = array("Q")
         self._last_node = 0
         self._chunk_size = 0
+        self._room = 0
 
     def __enter__(self) -> "LayerMerge":
         return self
@@ -82,6 +86,7 @@ class LayerMerge:
         self._layers.append(layer)
         with Bootstrap.open(layer) as bootstrap:
             self._expect_fit(bootstrap)
+            self._room = bootstrap.size_bytes
             try:
                 self._add_tree(bootstrap)
             except PathInvalid as error:
@@ -126,6 +131,12 @@ class LayerMerge:
             if shape != wanted:
                 why = f"{shape[0]}-byte chunks with {shape[1]} digests; the lowest layer has {wanted}"
                 raise LayersUnfit(number=number, why=why)
+        claimed, described = (
+            sum(entry.chunk_count for entry in bootstrap.blobs),
+            bootstrap.extended.chunk_table_size // ROW_SIZE,
+        )
+        if claimed > max(CLAIMED_CHUNKS_MAX, CLAIMED_RATIO * described):
+            raise LayersUnfit(number=number, why=f"blobs of {claimed} chunks, of which it has {described}")
         for entry in bootstrap.blobs:
             if entry.blob_id in self._numbers:
                 known = self._blobs[self._numbers[entry.blob_id]].entry
@@ -200,6 +211,7 @@ class LayerMerge:
         node = self._tree.put(parts, self._new_node(), stat.S_IFMT(inode.mode))
         first_address = len(self._addresses)
         if inode.is_file:
+            self._expect_room(bootstrap, inode)
             self._addresses.extend(
                 _pack(numbers[ref.blob_index], ref.chunk_index, ref.uncompressed_offset)
                 for ref in bootstrap.chunk_refs(inode)
@@ -212,6 +224,13 @@ class LayerMerge:
             first_address=first_address,
         )
         return node
+
+    def _expect_room(self, bootstrap: Bootstrap, inode: Inode) -> None:
+        """Files that share their addresses could make a small bootstrap describe endless content."""
+        self._room -= bootstrap.chunk_count_of(inode) * ADDRESS_SIZE
+        if self._room < 0:
+            why = "its files have more chunks than it has room for their addresses"
+            raise LayersUnfit(number=len(self._layers), why=why)
 
     def _new_node(self) -> int:
         self._last_node += 1

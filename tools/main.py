@@ -73,6 +73,11 @@ VERBS = {
         "Show what a new version changes, and what it costs a host that has the old one.",
         "nydus-py diff 127.0.0.1:5000/app:v1 127.0.0.1:5000/app:v2",
     ),
+    "merge": Verb(
+        "merge",
+        "Put Nydus images on top of each other and push what they are together.",
+        "nydus-py merge 127.0.0.1:5000/models/all:v1 127.0.0.1:5000/base:v1 127.0.0.1:5000/llama:v1",
+    ),
     "copy": Verb(
         "copy",
         "Copy an image between registries and layouts; only missing blobs travel.",

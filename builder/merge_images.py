@@ -1,0 +1,142 @@
+"""Several Nydus images become one: the trees on top of each other, one bootstrap, the blobs as they are.
+
+Nothing reaches the target before the merge has succeeded. A blob travels from the image that has it, or is
+mounted where that is in the same registry.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import trio
+
+from backend.image_config import merged_config, says_what_runs
+from backend.local import DirStore
+from backend.manifest import OCI_MANIFEST, Descriptor, build_config, this_platform
+from backend.metadata import find_image
+from backend.publish import ImageDescription, Transfer, send_image
+from backend.publishing import reporting_writes, staging_directory
+from backend.source_image import read_small_blob
+from backend.store import BlobFile, ImageFiles, ImageMetadata, ImageStore, OciStore, OpenOrigin
+from builder.merge import LayerMerge, LayersUnfit, MergedImage
+from builder.prefetch_patterns import PrefetchPatterns
+from rafs.bootstrap import Bootstrap
+from rafs.record import FormatError
+
+
+@dataclass(frozen=True, slots=True)
+class LayerImage:
+    """A Nydus image that is to be a layer: its metadata, the sizes of its blobs, its config if it has one."""
+
+    reference: str
+    metadata: ImageMetadata
+    sizes: dict[str, int]
+    config: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What has been published: the manifest's digest, and what is in the image. `bytes_in` of its files."""
+
+    digest: str
+    blobs: int
+    inodes: int
+    bytes_in: int
+
+
+async def fetch_layer(store: ImageStore, images_dir: Path) -> LayerImage:
+    """What a merge needs of an image. Raises what the store raises, and `ManifestBroken`."""
+    where = str(store.reference)
+    metadata = await store.fetch_metadata(images_dir)
+    if isinstance(store, DirStore):
+        return LayerImage(where, metadata, await _sizes_on_disk(store, metadata), None)
+    oci = cast(OciStore, store)
+    image = await find_image(oci, this_platform())
+    if image.stored.digest != metadata.digest:
+        raise LayersUnfit(number=0, why=f"{where} has been replaced in the meantime; run it again")
+    config = await read_small_blob(oci, image.manifest.config, where)
+    sizes = {blob.hex: blob.size_bytes for blob in image.layers.blobs}
+    return LayerImage(where, metadata, sizes, config)
+
+
+async def _sizes_on_disk(store: DirStore, metadata: ImageMetadata) -> dict[str, int]:
+    sizes = {}
+    for table in metadata.blob_meta_paths:
+        reader = store.open_blob(table.blob_id, 0)
+        try:
+            sizes[table.blob_id] = await reader.size()
+        finally:
+            with trio.CancelScope(shield=True):
+                await reader.aclose()
+    return sizes
+
+
+async def merge_images(
+    layers: Sequence[LayerImage],
+    target: ImageStore,
+    transfer: Transfer,
+    open_origin: OpenOrigin,
+    prefetch: PrefetchPatterns,
+    work_dir: Path,
+) -> MergeResult:
+    """Merges `layers`, the lowest first, and publishes the image.
+
+    Raises `LayersUnfit`, `ImageTooLarge`, and what the stores raise.
+    """
+    with staging_directory(work_dir) as staging:
+        merged = await trio.to_thread.run_sync(_merge, layers, prefetch, staging)
+        blobs = _blob_files(merged, layers)
+        for blob in blobs:
+            await transfer.send_blob(blob, open_origin)
+        if isinstance(target, DirStore):
+            digest = await target.put_bootstrap(merged.bootstrap)
+        else:
+            # Every blob is in the target now, and none of them is one of a dictionary.
+            own = tuple(replace(blob, source=None) for blob in blobs)
+            description = ImageDescription(_config_maker(layers))
+            files = ImageFiles(merged.bootstrap, own)
+            manifest = await send_image(transfer, files, description, open_origin)
+            digest = await cast(OciStore, target).put_manifest(OCI_MANIFEST, manifest, as_reference=True)
+    return MergeResult(digest, len(blobs), merged.inodes, merged.bytes_in)
+
+
+def _merge(layers: Sequence[LayerImage], prefetch: PrefetchPatterns, staging: Path) -> MergedImage:
+    with reporting_writes(staging), LayerMerge(staging) as merge:
+        for number, layer in enumerate(layers, start=1):
+            try:
+                merge.add(layer.metadata.bootstrap_path)
+            except FormatError as error:
+                raise LayersUnfit(number=number, why=f"{layer.reference}: {error}") from error
+        return merge.write(staging / "image.boot", prefetch)
+
+
+def _blob_files(merged: MergedImage, layers: Sequence[LayerImage]) -> tuple[BlobFile, ...]:
+    """The blobs of the image, each from the lowest layer that has it."""
+    owners: dict[str, LayerImage] = {}
+    for layer in layers:
+        with Bootstrap.open(layer.metadata.bootstrap_path) as bootstrap:
+            for entry in bootstrap.blobs:
+                owners.setdefault(entry.blob_id, layer)
+    files = []
+    for entry in merged.blobs:
+        owner = owners[entry.blob_id]
+        meta = owner.metadata.blob_meta_path(entry.blob_id)
+        size_bytes = owner.sizes.get(entry.blob_id, entry.compressed_size)
+        files.append(BlobFile(entry.blob_id, size_bytes, None, meta, owner.reference))
+    return tuple(files)
+
+
+def _config_maker(layers: Sequence[LayerImage]) -> Callable[[Sequence[Descriptor], str], bytes]:
+    """Makes the config from that of the highest image that says what is to run, else that has one."""
+    known = [(layer.config, layer.reference) for layer in reversed(layers) if layer.config is not None]
+    speaking = [(config, where) for config, where in known if says_what_runs(config, where)]
+    chosen = next(iter(speaking or known), None)
+
+    def make(blobs: Sequence[Descriptor], diff_id: str) -> bytes:
+        if chosen is None:
+            return build_config(this_platform(), blobs, diff_id)
+        config, where = chosen
+        return merged_config(config, [*(blob.digest for blob in blobs), diff_id], where)
+
+    return make

@@ -34,6 +34,16 @@ from tools.build_options import (
     fetch_dictionaries,
     usable_cores,
 )
+from tools.convert_options import (
+    AllPlatformsOption,
+    BothOption,
+    BuildCacheOption,
+    ParallelOption,
+    PlatformOption,
+    ReverseOption,
+    WithReferrerOption,
+    parse_platform,
+)
 from tools.output import JsonOption, emit
 from tools.progress import TransferProgress, progress_bar
 from tools.reverse import reverse_image, reverse_lines
@@ -68,22 +78,11 @@ def run(
     ctx: typer.Context,
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="The container image.")],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Where the image goes.")],
-    both: Annotated[
-        bool, typer.Option("--both", help="An index of the image as it is and the Nydus one.")
-    ] = False,
-    with_referrer: Annotated[
-        bool, typer.Option("--with-referrer", help="Have the new image name the original as its subject.")
-    ] = False,
-    reverse: Annotated[
-        bool, typer.Option("--reverse", help="The other way: an ordinary image of a Nydus one.")
-    ] = False,
-    platform: Annotated[
-        str | None,
-        typer.Option(metavar="OS/ARCH", help="Which image of an index.  [default: this one's]"),
-    ] = None,
-    all_platforms: Annotated[
-        bool, typer.Option("--all-platforms", help="All images of an index, into an index.")
-    ] = False,
+    both: BothOption = False,
+    with_referrer: WithReferrerOption = False,
+    reverse: ReverseOption = False,
+    platform: PlatformOption = None,
+    all_platforms: AllPlatformsOption = False,
     compressor: CompressorOption = CompressionPolicy.AUTO,
     level: LevelOption = 3,
     digester: DigesterOption = DigesterName.BLAKE3,
@@ -92,13 +91,8 @@ def run(
     chunk_dict: ChunkDictOption = None,
     prefetch: PrefetchOption = None,
     threads: ThreadsOption = None,
-    parallel: Annotated[
-        int | None, typer.Option(min=1, help="Layers that are converted at a time.", show_default=False)
-    ] = None,
-    build_cache: Annotated[
-        str | None,
-        typer.Option(metavar="REF", help="Keep converted layers there too, for hosts that keep nothing."),
-    ] = None,
+    parallel: ParallelOption = None,
+    build_cache: BuildCacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Convert a container image (OCI or docker) layer by layer and push the result.
@@ -204,14 +198,6 @@ def _wanted_platform(text: str | None, *, all_platforms: bool) -> Platform | Non
     if all_platforms:
         return None
     return parse_platform(text) if text else this_platform()
-
-
-def parse_platform(text: str) -> Platform:
-    """`OS/ARCH` or `OS/ARCH/VARIANT`. Raises `InvalidOption`."""
-    parts = text.split("/")
-    if len(parts) not in (2, 3) or not all(parts):
-        raise InvalidOption(option="--platform", why=f"write for example linux/arm64, not {text!r}")
-    return Platform(parts[1], parts[0], parts[2] if len(parts) == 3 else "")
 
 
 def _expect_alone(option: str, has_others: bool) -> None:

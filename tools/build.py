@@ -6,19 +6,21 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
 from backend.reference import Reference, absolute_reference
-from backend.store import ImageFiles, PublishResult, open_store
+from backend.store import PublishResult, open_store
 from builder.build import Build, BuildStatistics, BuiltImage
 from builder.chunk_dict import DictionaryImage
-from builder.options import BuildOptions, CompressionPolicy
+from builder.options import BuildOptions, CompressionPolicy, InvalidOption
 from builder.pipeline import PipelineCounters
 from builder.worker import SourceUnreadable
+from builder.zran_build import build_in_place
 from rafs.digest import Digester
 from tools.output import JsonOption, emit
 from tools.progress import Bar, TransferProgress, progress_bar
@@ -85,6 +87,13 @@ def run(
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Worker processes.  [default: one per core]")] = None,
+    no_copy: Annotated[
+        bool,
+        typer.Option(
+            "--no-copy",
+            help="SOURCE is a gzip layer: it becomes the image's blob as it is, only an index is made.",
+        ),
+    ] = False,
     work_dir: Annotated[
         Path | None, typer.Option(help="Where the blob is made.  [default: build/ in the cache directory]")
     ] = None,
@@ -107,9 +116,17 @@ def run(
         prefetch=tuple(prefetch or ()),
         threads=len(os.sched_getaffinity(0)) if threads is None else threads,
     )
-    place = work_dir.absolute() if work_dir else _work_dir(settings, source, destination)
-    dictionaries = _fetch_dictionaries(chunk_dict or [], settings)
-    image, published = _build_and_publish(Path(source), place, options, dictionaries, destination, settings)
+    if no_copy:
+        if source == "-" or chunk_dict or os.path.isdir(source):
+            raise InvalidOption(option="--no-copy", why="takes a gzip file, and no --chunk-dict")
+        place = work_dir.absolute() if work_dir else settings.cache_dir / "build"
+        image, published = _index_and_publish(Path(source), place, options, destination, settings)
+    else:
+        place = work_dir.absolute() if work_dir else _work_dir(settings, source, destination)
+        dictionaries = _fetch_dictionaries(chunk_dict or [], settings)
+        image, published = _build_and_publish(
+            Path(source), place, options, dictionaries, destination, settings
+        )
     report = _report(target, image.statistics, published, time.monotonic() - start)
     emit(report, as_json=as_json, render=_lines)
 
@@ -131,6 +148,16 @@ def _build_and_publish(
             published = _publish(image, destination, settings)
             build.discard()
     return image, published
+
+
+def _index_and_publish(
+    source: Path, place: Path, options: BuildOptions, destination: Reference, settings: Settings
+) -> tuple[BuiltImage, PublishResult]:
+    place.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=place, prefix="index-") as work_dir:
+        with progress_bar("indexing") as bar:
+            image = build_in_place(source, Path(work_dir), options, lambda counters: _show(counters, bar))
+        return image, _publish(image, destination, settings)
 
 
 def _require_source(source: str) -> None:
@@ -163,13 +190,10 @@ async def _fetch_dictionary(reference: Reference, settings: Settings) -> Diction
 
 
 def _publish(image: BuiltImage, destination: Reference, settings: Settings) -> PublishResult:
-    # The work directory goes away: a store on the same file system may take the blob as it is.
-    files: ImageFiles = replace(image.files, gives_blobs_away=True)
-
     async def publish() -> PublishResult:
         async with open_store(destination, settings.registry_options()) as store:
             with progress_bar("pushing") as bar:
-                return await store.publish(files, TransferProgress(bar))
+                return await store.publish(image.files, TransferProgress(bar))
 
     return run_async(publish)
 

@@ -39,12 +39,18 @@ def has_blob_meta(entry: BlobEntry) -> bool:
     return entry.chunk_count > 0 and not entry.features & (_ELSEWHERE | BlobFeatures.ZRAN)
 
 
+def table_blob_id(entry: BlobEntry) -> str:
+    """ID of the blob that has the chunk table at its end: that of a gzip layer is in a blob of its own."""
+    return entry.meta_digest.hex() if entry.features & BlobFeatures.ZRAN else entry.blob_id
+
+
 async def read_blob_meta(reader: BlobReader, entry: BlobEntry, where: str) -> bytes:
     """The chunk table at the end of a blob, in its node-side form; one range of the blob is read.
 
-    Raises `BlobMetaBroken` and what the reader raises.
+    `reader` is that of the blob that `table_blob_id` names. Raises `BlobMetaBroken` and what the reader
+    raises.
     """
-    if entry.features & _ELSEWHERE:
+    if entry.features & _ELSEWHERE and not entry.features & BlobFeatures.ZRAN:
         why = f"blobs with features {int(entry.features):#x} keep it elsewhere"
         raise BlobMetaBroken(where=where, blob_id=entry.blob_id, why=why)
     if max(entry.ci_compressed_size, entry.ci_uncompressed_size) > BLOB_META_SIZE_MAX_BYTES:

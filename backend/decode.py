@@ -10,7 +10,7 @@ from rafs.blob_table import BlobEntry, BlobFeatures
 from rafs.blobmeta import BlobMeta
 from rafs.codec import CodecError
 from rafs.content import WrongChunk, cut_chunk, decode_extent, has_digest
-from rafs.record import BLOCK_SIZE, round_up
+from rafs.record import BLOCK_SIZE, FormatError, round_up
 
 Store = Callable[[int, Sequence[memoryview]], None]
 """Takes an offset in the decoded file and the parts that are to stand there, one behind the other."""
@@ -72,7 +72,7 @@ class ChunkDecoder:
 
     def __init__(self, blob: BlobEntry, meta: BlobMeta, digests: Sequence[bytes]) -> None:
         """Raises `BlobUnsupported`."""
-        for feature in (BlobFeatures.ZRAN, BlobFeatures.TARFS, BlobFeatures.ENCRYPTED):
+        for feature in (BlobFeatures.TARFS, BlobFeatures.ENCRYPTED):
             if blob.features & feature:
                 raise BlobUnsupported(blob_id=blob.blob_id, what=str(feature.name).lower())
         self._blob = blob
@@ -103,9 +103,14 @@ class ChunkDecoder:
         extent = encoded.extent
         try:
             decoded = decode_extent(
-                self._blob, encoded.data, extent.decoded_size, is_compressed=extent.is_compressed
+                self._blob,
+                self._meta,
+                extent.chunks[0],
+                encoded.data,
+                extent.decoded_size,
+                is_compressed=extent.is_compressed,
             )
-        except CodecError as error:
+        except (CodecError, FormatError) as error:
             outcomes += [ChunkOutcome(index, 0, fault=str(error)) for index in encoded.wanted]
             return []
         good = []

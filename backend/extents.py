@@ -42,6 +42,8 @@ class ExtentIndex:
         self._meta = meta
         # Finding the chunks of a batch means walking over them; a batch is asked for many times. Other
         # tools leave members of a batch apart from each other: each group counts as an extent of its own.
+        # A gzip context is the same to a fetch. Contexts overlap in the blob, by up to a chunk; decoded,
+        # chunks lie apart from each other on blocks of their own, as everywhere.
         self._batches: dict[int, BlobExtent] = {}
 
     @property
@@ -52,7 +54,7 @@ class ExtentIndex:
     def of(self, index: int) -> BlobExtent:
         """The extent that holds chunk `index`; raises `FormatError` for one that is not there."""
         chunk = self._meta.chunk(index)
-        if not chunk.is_batch:
+        if not chunk.is_shared:
             alone = range(index, index + 1)
             size, decoded = chunk.compressed_size, chunk.uncompressed_size
             return BlobExtent(alone, chunk.compressed_offset, size, decoded, chunk.is_compressed)

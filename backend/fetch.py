@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import ClassVar
 
-import msgspec
 import trio
 
 from backend.cache import CachedBlob
@@ -26,6 +25,7 @@ from backend.copy_stage import CopyStage
 from backend.decode import ChunkDecoder, ChunkInvalid, ChunkOutcome, EncodedExtent
 from backend.extents import RUN_BYTES, BlobExtent, ExtentIndex, merge_runs, widen
 from backend.fetch_pool import FetchPool
+from backend.fetch_statistics import FetchStatistics
 from backend.priority import FetchClass, Ticket
 from backend.readahead import LOCAL_WINDOW_MAX_BYTES, WINDOW_MAX_BYTES, Readahead, Stream
 from backend.singleflight import Flight, FlightTable
@@ -52,26 +52,6 @@ class FetchFailed(BackendError):
 
     message = "blob {blob_id}: {why}"
     exit_code: ClassVar[int] = 123
-
-
-class FetchStatistics(msgspec.Struct, frozen=True):
-    """Counters since the mount started. Bytes fetched are encoded ones; hits, misses and waits are reads.
-
-    `bytes_copied` are decoded ones that were not fetched, because another blob's cache file had them.
-    """
-
-    bytes_fetched: int = 0
-    requests: int = 0
-    chunks_stored: int = 0
-    hits: int = 0
-    misses: int = 0
-    waits: int = 0
-    errors: int = 0
-    bytes_copied: int = 0
-
-    def __add__(self, other: "FetchStatistics") -> "FetchStatistics":
-        pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
-        return FetchStatistics(*(a + b for a, b in pairs))
 
 
 class ChunkFetcher:

@@ -8,10 +8,11 @@ from typing import ClassVar
 
 import trio
 
+from backend.blobtail import table_blob_id
 from backend.bootstrap_layer import BOOTSTRAP_NAME, BOOTSTRAP_SIZE_MAX_BYTES
 from backend.contract import BackendError, BlobNotFound, BlobReader
 from backend.fileblob import READERS_MAX, FileBlobReader, has_content, link_blob, store_blob
-from backend.manifest import Descriptor
+from backend.manifest import Descriptor, blob_descriptor
 from backend.metadata import fetch_missing_tables, metadata_at, settle_metadata
 from backend.ocidigest import require_digest
 from backend.publish import Transfer
@@ -61,7 +62,7 @@ class DirStore:
                 return existing
             await fetch_missing_tables(
                 unpacked,
-                lambda entry: self.open_blob(entry.blob_id, entry.compressed_size),
+                lambda entry: self.open_blob(table_blob_id(entry), entry.compressed_size),
                 str(self._reference),
             )
             return await settle_metadata(unpacked, images_dir, digest)
@@ -75,6 +76,9 @@ class DirStore:
         transfer = Transfer(self, str(self._reference), progress)
         for blob in image.blobs:
             await transfer.send_blob(blob, self._open_origin, may_link=image.gives_blobs_away)
+            if blob.rafs_blob is not None:
+                size = blob.rafs_blob.stat().st_size
+                await transfer.send_part(blob_descriptor(blob.rafs_blob.name, size), blob.rafs_blob)
         return transfer.result(await self.put_bootstrap(image.bootstrap))
 
     async def put_bootstrap(self, bootstrap: Path) -> str:
@@ -91,15 +95,18 @@ class DirStore:
         `metadata` is what `fetch_metadata` gave. Raises `BlobNotFound` for a blob that is missing.
         """
         with Bootstrap.open(metadata.bootstrap_path) as bootstrap:
-            blob_ids = [entry.blob_id for entry in bootstrap.blobs]
+            entries = bootstrap.blobs
         tables = {table.blob_id: table.path for table in metadata.blob_meta_paths}
         blobs = []
-        for blob_id in blob_ids:
+        for entry in entries:
+            blob_id, table_id = entry.blob_id, table_blob_id(entry)
             path = self._blob_path(f"sha256:{blob_id}")
             if not path.is_file():
                 raise BlobNotFound(where=path)
             if blob_id in tables:  # a blob without chunks has no table, and nothing that anybody reads
-                blobs.append(BlobFile(blob_id, path.stat().st_size, path, tables[blob_id]))
+                rafs_blob = None if table_id == blob_id else self._blob_path(f"sha256:{table_id}")
+                size = path.stat().st_size
+                blobs.append(BlobFile(blob_id, size, path, tables[blob_id], rafs_blob=rafs_blob))
         return ImageFiles(metadata.bootstrap_path, tuple(blobs))
 
     async def has_blob(self, digest: str, size_bytes: int) -> bool:

@@ -57,13 +57,18 @@ class ImageMetadata:
 
 @dataclass(frozen=True, slots=True)
 class BlobFile:
-    """A data blob to publish: its bytes at `path`, or in the image that the reference text `source` names."""
+    """A data blob to publish: its bytes at `path`, or in the image that the reference text `source` names.
+
+    `rafs_blob`, a file named by its digest, holds the chunk table of a blob that has none at its end, of a
+    gzip layer. It is stored where `meta` is not.
+    """
 
     blob_id: str
     size_bytes: int
     path: Path | None
     meta: Path
     source: str | None = None
+    rafs_blob: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ class Build:
         self._patterns = PrefetchPatterns(options.prefetch)
         self._on_progress = on_progress
         self._tar_tree = tar_tree
-        with _reporting_full_disk(work_dir), contextlib.ExitStack() as stack:
+        with reporting_full_disk(work_dir), contextlib.ExitStack() as stack:
             self._work = WorkDirectory(work_dir)
             stack.callback(self._work.close)
             self._dictionary = ChunkDictionary(dictionaries, options.chunk_size, options.digester, work_dir)
@@ -118,7 +118,7 @@ class Build:
         for the work directory.
         """
         with (
-            _reporting_full_disk(self._work.path),
+            reporting_full_disk(self._work.path),
             Assembly(self._options, self._work, self._dictionary) as assembly,
         ):
             with Crew(self._options) as crew:
@@ -203,7 +203,7 @@ class Build:
 
 
 @contextlib.contextmanager
-def _reporting_full_disk(work_dir: Path) -> Iterator[None]:
+def reporting_full_disk(work_dir: Path) -> Iterator[None]:
     """Raises `DiskFull` where a write to the work directory finds no space.
 
     Other `OSError`s pass: they may be the source's. Reading never runs out of space, so these cannot.

@@ -85,6 +85,26 @@ class _StrictMember(tarfile.TarInfo):
             raise ReadError(str(error)) from error
 
 
+def members_of(stream: IO[bytes], name: str) -> Iterator[tuple[tarfile.TarFile, int, tarfile.TarInfo]]:
+    """Every member of a tar stream with its number; whatever the archive raises becomes `InvalidArchive`.
+
+    The stream is read to its end: for the checksum there, and so that a pipe is not cut.
+    """
+    try:
+        with tarfile.open(
+            fileobj=stream, mode="r|", encoding="utf-8", errors="surrogateescape", tarinfo=_StrictMember
+        ) as archive:
+            number = 0
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # they would all be kept otherwise
+                yield archive, number, member
+                number += 1
+            while stream.read(_READ_AHEAD):
+                pass
+    except _BROKEN as error:
+        raise InvalidArchive(archive=name, why=f"not a readable tar archive ({error})") from error
+
+
 @dataclass(slots=True)
 class TarSource:
     """An archive, and where to keep a copy of standard input when it has to be read more than once."""
@@ -117,7 +137,7 @@ class TarSource:
         self._keep_stream()
         for archive, _, member in self._members():
             tree.add(member)
-            _skip(archive, member, self.name)
+            skip_content(archive, member, self.name)
         table = tree.table()
         hot = patterns.select(table)
         is_hot = bytearray(len(table))
@@ -131,7 +151,7 @@ class TarSource:
                     if row:
                         table.chunk_start[row] = first_address
                 else:
-                    _skip(archive, member, self.name)
+                    skip_content(archive, member, self.name)
         self.spool.unlink(missing_ok=True)
         return table, hot
 
@@ -148,30 +168,9 @@ class TarSource:
         self._is_kept = True
 
     def _members(self) -> Iterator[tuple[tarfile.TarFile, int, tarfile.TarInfo]]:
-        """Every member with its number. What the archive itself raises becomes `InvalidArchive`."""
+        """Every member with its number. Raises `InvalidArchive`."""
         with contextlib.ExitStack() as stack:
-            stream = self._open(stack)
-            try:
-                archive = stack.enter_context(
-                    tarfile.open(
-                        fileobj=stream,
-                        mode="r|",
-                        encoding="utf-8",
-                        errors="surrogateescape",
-                        tarinfo=_StrictMember,
-                    )
-                )
-                number = 0
-                while (member := archive.next()) is not None:
-                    archive.members = []  # type: ignore[attr-defined]  # they would all be kept otherwise
-                    yield archive, number, member
-                    number += 1
-                while stream.read(_READ_AHEAD):  # for the checksum at its end, and so that a pipe is not cut
-                    pass
-            except _BROKEN as error:
-                raise InvalidArchive(
-                    archive=self.name, why=f"not a readable tar archive ({error})"
-                ) from error
+            yield from members_of(self._open(stack), self.name)
 
     def _open_raw(self, stack: contextlib.ExitStack) -> BinaryIO:
         if self._is_standard_input and not self._is_kept:
@@ -255,7 +254,7 @@ def _feed(pipeline: ChunkPipeline, archive: tarfile.TarFile, member: tarfile.Tar
     return first_address
 
 
-def _skip(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> None:
+def skip_content(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> None:
     """Reads over a member's content. Left to itself, tarfile goes on for as long as the header promises,
     also when the archive has ended.
     """

@@ -12,8 +12,9 @@ import trio
 from backend.cache import BlobShape, CachedBlob
 from backend.chunk_copy import LocalChunks, open_local_chunks
 from backend.contract import BlobReader
-from backend.fetch import ChunkFetcher, FetchStatistics
+from backend.fetch import ChunkFetcher
 from backend.fetch_pool import FetchOptions, FetchPool, open_fetch_pool
+from backend.fetch_statistics import FetchStatistics
 from backend.shelf import BlobShelf
 from backend.store import ImageMetadata, ImageStore
 from rafs.blobmeta import BlobMeta

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from backend.fetch import FetchStatistics
+from backend.fetch_statistics import FetchStatistics
 from fuse.image import OpenedImage
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import trio
 
-from backend.fetch import ChunkFetcher, FetchStatistics
+from backend.fetch import ChunkFetcher
 from backend.fetch_pool import FetchOptions
+from backend.fetch_statistics import FetchStatistics
 from backend.prefetch import prefetch
 from backend.prefetch_mode import PrefetchMode
 from backend.shelf import BlobShelf

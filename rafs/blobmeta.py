@@ -40,6 +40,7 @@ class ChunkInfoFlags(enum.IntFlag, boundary=enum.KEEP):
 _COMPRESSED = int(ChunkInfoFlags.COMPRESSED)
 _BATCH = int(ChunkInfoFlags.BATCH)
 _HAS_CRC32 = int(ChunkInfoFlags.HAS_CRC32)
+_ZRAN = int(ChunkInfoFlags.ZRAN)
 _BATCH_MEMBER = int(ChunkInfoFlags.COMPRESSED | ChunkInfoFlags.BATCH) << 56
 
 
@@ -50,7 +51,7 @@ def pack_batch_member(
     batch_index: int,
     offset_in_batch: int,
 ) -> bytes:
-    """The 24-byte form of a chunk that shares its extent with others. Offsets and sizes in bytes."""
+    """The 24-byte form of a chunk that is encoded together with others. Offsets and sizes in bytes."""
     return V2.pack(
         uncompressed_offset // BLOCK_SIZE | (uncompressed_size - 1) << 32 | _BATCH_MEMBER,
         compressed_offset,
@@ -63,6 +64,8 @@ class ChunkInfo:
     """One chunk: bytes `compressed_*` of the blob become bytes `uncompressed_*` of the decoded file.
 
     `compressed_size` of a batch chunk is 0: its extent says how much to read. `crc32c` is of decoded bytes.
+    A chunk in a gzip stream (`is_zran`) shares its extent as one of a batch does: `batch_index` is then the
+    number of its context and `offset_in_batch` its place in what the context gives.
     """
 
     compressed_offset: int
@@ -74,6 +77,12 @@ class ChunkInfo:
     batch_index: int = 0
     offset_in_batch: int = 0
     crc32c: int | None = None
+    is_zran: bool = False
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other chunks may lie in the same extent."""
+        return self.is_batch or self.is_zran
 
     def pack_v1(self) -> bytes:
         """The 16-byte form, which knows neither batches nor checksums."""
@@ -93,7 +102,9 @@ class ChunkInfo:
                 self.offset_in_batch,
             )
         flags, extra = _COMPRESSED if self.is_compressed else 0, 0
-        if self.crc32c is not None:
+        if self.is_zran:
+            flags, extra = flags | _ZRAN, self.batch_index << 32 | self.offset_in_batch
+        elif self.crc32c is not None:
             flags, extra = flags | _HAS_CRC32, self.crc32c
         u = self.uncompressed_offset // BLOCK_SIZE | (self.uncompressed_size - 1) << 32 | flags << 56
         return V2.pack(u, self.compressed_offset | self.compressed_size << 40, extra)
@@ -112,6 +123,8 @@ class ChunkInfo:
         u, c, extra = V2.unpack(raw)
         flags = u >> 56
         is_batch = bool(flags & _BATCH)
+        is_zran = bool(flags & _ZRAN) and not is_batch
+        is_shared = is_batch or is_zran
         return cls(
             c & 0xFF_FFFF_FFFF,
             c >> 40,
@@ -119,15 +132,16 @@ class ChunkInfo:
             (u >> 32 & 0xFF_FFFF) + 1,
             bool(flags & _COMPRESSED),
             is_batch,
-            extra >> 32 if is_batch else 0,
-            extra & 0xFFFF_FFFF if is_batch else 0,
-            extra & 0xFFFF_FFFF if flags & _HAS_CRC32 and not is_batch else None,
+            extra >> 32 if is_shared else 0,
+            extra & 0xFFFF_FFFF if is_shared else 0,
+            extra & 0xFFFF_FFFF if flags & _HAS_CRC32 and not is_shared else None,
+            is_zran,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """The run of a blob's bytes that is decoded as one unit: a chunk of its own, or a batch of small ones."""
+    """The run of a blob's bytes that is decoded as one unit: a chunk, a batch of them, a gzip context."""
 
     compressed_offset: int
     compressed_size: int
@@ -297,7 +311,13 @@ class BlobMeta:
         return self.extent_of(self.chunk(index))
 
     def extent_of(self, chunk: ChunkInfo) -> Extent:
-        """The unit of decoding that holds `chunk`; raises `FormatError` for an impossible batch."""
+        """The unit of decoding that holds `chunk`; raises `FormatError` for an impossible one."""
+        if chunk.is_shared and chunk.is_zran != bool(self.header.features & BlobFeatures.ZRAN):
+            raise FormatError("chunk info", 0, "gzip contexts in a blob that has them, and batches in others")
+        if chunk.is_zran:
+            context = self.zran_context(chunk.batch_index)
+            context.check(self.header.context_offset + chunk.batch_index * ZRAN_CONTEXT.size)
+            return Extent(context.in_offset, context.in_len, context.out_len, is_compressed=True)
         if not chunk.is_batch:
             return Extent(
                 chunk.compressed_offset, chunk.compressed_size, chunk.uncompressed_size, chunk.is_compressed
@@ -320,21 +340,25 @@ class BlobMeta:
     def batch_range(self, index: int) -> range:
         """Numbers of the chunks that share an extent with chunk `index`, itself included.
 
-        Chunks of a batch are neighbours, in the order in which the builder filled it.
+        Chunks of a batch or of a gzip context are neighbours, in the order in which the builder filled it.
         """
         chunk = self.chunk(index)
-        if not chunk.is_batch:
+        if not chunk.is_shared:
             return range(index, index + 1)
         first = last = index
-        while first > 0 and self._in_batch(first - 1, chunk.batch_index):
+        while first > 0 and self._in_batch(first - 1, chunk):
             first -= 1
-        while last + 1 < self.count and self._in_batch(last + 1, chunk.batch_index):
+        while last + 1 < self.count and self._in_batch(last + 1, chunk):
             last += 1
         return range(first, last + 1)
 
-    def _in_batch(self, index: int, batch_index: int) -> bool:
+    def _in_batch(self, index: int, member: ChunkInfo) -> bool:
         chunk = self.chunk(index)
-        return chunk.is_batch and chunk.batch_index == batch_index
+        return (chunk.is_batch, chunk.is_zran, chunk.batch_index) == (
+            member.is_batch,
+            member.is_zran,
+            member.batch_index,
+        )
 
     def _context(self, index: int) -> Buffer:
         if index >= self.header.context_count:

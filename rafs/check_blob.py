@@ -47,8 +47,8 @@ def check_blob_meta(blob: BlobEntry, meta: BlobMeta, digests: ChunkDigests | Non
 
 
 def is_decodable(blob: BlobEntry) -> bool:
-    """Whether `check_extent` can decode the blob: parts of a gzip stream and encrypted chunks it cannot."""
-    return not blob.features & (BlobFeatures.ZRAN | BlobFeatures.ENCRYPTED | BlobFeatures.TARFS)
+    """Whether `check_extent` can decode the blob: encrypted chunks and plain tar files it cannot."""
+    return not blob.features & (BlobFeatures.ENCRYPTED | BlobFeatures.TARFS)
 
 
 def extents_of(meta: BlobMeta) -> Iterator[range]:
@@ -78,8 +78,10 @@ def check_extent(
         yield Fault(record, where, f"{extent.compressed_size} encoded bytes, found {len(encoded)}")
         return
     try:
-        view = decode_extent(blob, encoded, extent.uncompressed_size, is_compressed=extent.is_compressed)
-    except CodecError as error:
+        view = decode_extent(
+            blob, meta, chunks[0], encoded, extent.uncompressed_size, is_compressed=extent.is_compressed
+        )
+    except (CodecError, FormatError) as error:
         yield Fault(record, where, f"{extent.uncompressed_size} decoded bytes: {error}")
         return
     for index in chunks:
@@ -121,10 +123,11 @@ def _wrong_chunk(blob: BlobEntry, meta: BlobMeta, chunk: ChunkInfo) -> Iterator[
             f"at most {blob.chunk_size} decoded bytes before {blob.uncompressed_size}, "
             f"found {chunk.uncompressed_offset} to {decoded_end}"
         )
-    if chunk.is_batch:
+    if chunk.is_shared:
         if chunk.offset_in_batch + chunk.uncompressed_size > extent.uncompressed_size:
+            unit = "context" if chunk.is_zran else "batch"
             yield (
-                f"{chunk.uncompressed_size} bytes inside a batch of {extent.uncompressed_size}, "
+                f"{chunk.uncompressed_size} bytes inside a {unit} of {extent.uncompressed_size}, "
                 f"found them at {chunk.offset_in_batch}"
             )
     elif _is_misfit(blob, chunk):

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from rafs.blob_table import BlobEntry
+from rafs.blob_table import BlobEntry, BlobFeatures
 from rafs.blobmeta import BlobMeta, ChunkInfo
 from rafs.codec import Compressor, decompress
 from rafs.errors import NydusError
 from rafs.record import Buffer, FormatError
+from rafs.zran_inflate import inflate_context
 
 
 class WrongChunk(NydusError):
@@ -22,8 +23,16 @@ class WrongChunk(NydusError):
         self.why = why
 
 
-def decode_extent(blob: BlobEntry, encoded: Buffer, decoded_size: int, *, is_compressed: bool) -> memoryview:
-    """The `decoded_size` bytes of one extent, not copied when it is stored as it is; raises `CodecError`."""
+def decode_extent(
+    blob: BlobEntry, meta: BlobMeta, index: int, encoded: Buffer, decoded_size: int, *, is_compressed: bool
+) -> memoryview:
+    """The `decoded_size` bytes of the extent of chunk `index`, not copied when it is stored as it is.
+
+    Raises `CodecError`, and `FormatError` for a gzip context that cannot be true.
+    """
+    if blob.features & BlobFeatures.ZRAN and (chunk := meta.chunk(index)).is_zran:
+        context = meta.zran_context(chunk.batch_index)
+        return memoryview(inflate_context(context, meta.zran_dictionary(context), encoded))
     if not is_compressed and len(encoded) == decoded_size:
         return memoryview(encoded)
     codec = blob.compressor if is_compressed else Compressor.NONE

@@ -5,19 +5,21 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
 from backend.reference import Reference, absolute_reference
-from backend.store import ImageFiles, PublishResult, open_store
+from backend.store import PublishResult, open_store
 from builder.build import Build, BuildStatistics, BuiltImage
 from builder.chunk_dict import DictionaryImage
-from builder.options import BuildOptions, CompressionPolicy
+from builder.options import BuildOptions, CompressionPolicy, InvalidOption
 from builder.pipeline import PipelineCounters
 from builder.worker import SourceUnreadable
+from builder.zran_build import build_in_place
 from tools.build_options import (
     BatchSizeOption,
     ChunkDictOption,
@@ -74,6 +76,13 @@ def run(
     chunk_dict: ChunkDictOption = None,
     prefetch: PrefetchOption = None,
     threads: ThreadsOption = None,
+    no_copy: Annotated[
+        bool,
+        typer.Option(
+            "--no-copy",
+            help="SOURCE is a gzip layer: it becomes the image's blob as it is, only an index is made.",
+        ),
+    ] = False,
     work_dir: Annotated[
         Path | None, typer.Option(help="Where the blob is made.  [default: build/ in the cache directory]")
     ] = None,
@@ -90,9 +99,17 @@ def run(
     options = build_options(
         compressor, level, digester, chunk_size, batch_size, prefetch or (), usable_cores(threads)
     )
-    place = work_dir.absolute() if work_dir else _work_dir(settings, source, destination)
-    dictionaries = fetch_dictionaries(chunk_dict or [], settings)
-    image, published = _build_and_publish(Path(source), place, options, dictionaries, destination, settings)
+    if no_copy:
+        if source == "-" or chunk_dict or os.path.isdir(source):
+            raise InvalidOption(option="--no-copy", why="takes a gzip file, and no --chunk-dict")
+        place = work_dir.absolute() if work_dir else settings.cache_dir / "build"
+        image, published = _index_and_publish(Path(source), place, options, destination, settings)
+    else:
+        place = work_dir.absolute() if work_dir else _work_dir(settings, source, destination)
+        dictionaries = fetch_dictionaries(chunk_dict or [], settings)
+        image, published = _build_and_publish(
+            Path(source), place, options, dictionaries, destination, settings
+        )
     report = _report(target, image.statistics, published, time.monotonic() - start)
     emit(report, as_json=as_json, render=_lines)
 
@@ -116,6 +133,16 @@ def _build_and_publish(
     return image, published
 
 
+def _index_and_publish(
+    source: Path, place: Path, options: BuildOptions, destination: Reference, settings: Settings
+) -> tuple[BuiltImage, PublishResult]:
+    place.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=place, prefix="index-") as work_dir:
+        with progress_bar("indexing") as bar:
+            image = build_in_place(source, Path(work_dir), options, lambda counters: _show(counters, bar))
+        return image, _publish(image, destination, settings)
+
+
 def _require_source(source: str) -> None:
     """Raises `SourceUnreadable` before anything is made for a source that is not there."""
     if source != "-" and not os.path.exists(source):
@@ -130,13 +157,10 @@ def _work_dir(settings: Settings, source: str, destination: Reference) -> Path:
 
 
 def _publish(image: BuiltImage, destination: Reference, settings: Settings) -> PublishResult:
-    # The work directory goes away: a store on the same file system may take the blob as it is.
-    files: ImageFiles = replace(image.files, gives_blobs_away=True)
-
     async def publish() -> PublishResult:
         async with open_store(destination, settings.registry_options()) as store:
             with progress_bar("pushing") as bar:
-                return await store.publish(files, TransferProgress(bar))
+                return await store.publish(image.files, TransferProgress(bar))
 
     return run_async(publish)
 

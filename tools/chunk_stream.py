@@ -31,7 +31,12 @@ def decode_run(run: Run, encoded_run: bytes) -> list[bytes]:
         if holder != extent:
             encoded = run.encoded(encoded_run, holder)
             decoded = decode_extent(
-                blob.entry, encoded, holder.uncompressed_size, is_compressed=holder.is_compressed
+                blob.entry,
+                blob.meta,
+                index,
+                encoded,
+                holder.uncompressed_size,
+                is_compressed=holder.is_compressed,
             )
             extent = holder
         _, data = cut_chunk(blob.entry, blob.meta, blob.digests, index, decoded)

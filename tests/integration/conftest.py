@@ -1,11 +1,13 @@
-"""Registries that the integration tests share. Each is started at first use and stopped with the session."""
+"""What integration tests share: a mount point, and registries that last from first use to the end."""
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import trustme
 
+from tests.integration.cli_machine import unmount_anyway
 from tests.integration.registry_server import RegistryServer, TokenIssuer, registry_server, token_issuer
 
 
@@ -51,3 +53,14 @@ def tls_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryS
     _need_registry()
     with registry_server(tmp_path_factory.mktemp("tls-registry"), authority=trustme.CA()) as server:
         yield server
+
+
+@pytest.fixture
+def mountpoint(tmp_path: Path) -> Iterator[Path]:
+    """An empty directory that nothing is mounted on afterwards."""
+    directory = tmp_path / "mnt"
+    directory.mkdir()
+    try:
+        yield directory
+    finally:
+        unmount_anyway(directory)

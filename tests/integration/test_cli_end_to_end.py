@@ -3,12 +3,11 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.cli_machine import Machine, unmount_anyway
+from tests.integration.cli_machine import Machine
 from tests.integration.registry_server import RegistryServer, free_port
 
 pytestmark = [pytest.mark.needs_registry, pytest.mark.needs_fuse]
@@ -19,17 +18,6 @@ BIG_BYTES = 64 << 20
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
-
-
-@pytest.fixture
-def mountpoint(tmp_path: Path) -> Iterator[Path]:
-    """An empty directory that nothing is mounted on afterwards."""
-    directory = tmp_path / "mnt"
-    directory.mkdir()
-    try:
-        yield directory
-    finally:
-        unmount_anyway(directory)
 
 
 @pytest.fixture(scope="module")

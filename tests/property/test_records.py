@@ -104,6 +104,11 @@ def chunk_infos_v2(draw: st.DrawFn) -> ChunkInfo:
     offset, block, size = draw(st.integers(0, 2**40 - 1)), draw(U32), draw(st.integers(1, 1 << 24))
     if draw(st.booleans()):
         return ChunkInfo(offset, 0, block * 4096, size, True, True, draw(U32), draw(U32))
+    if draw(st.booleans()):
+        context, place = draw(U32), draw(U32)
+        return ChunkInfo(
+            offset, draw(U24), block * 4096, size, True, False, context, place, None, is_zran=True
+        )
     checksum = draw(st.none() | U32)
     return ChunkInfo(offset, draw(U24), block * 4096, size, draw(st.booleans()), crc32c=checksum)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from backend.fetch import FetchStatistics
+from backend.fetch_statistics import FetchStatistics
 from fuse.api_server import serve_status
 from fuse.mount_status import SessionStatus
 from tools.agent_client import ask

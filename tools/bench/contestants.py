@@ -6,7 +6,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.bench.goals import SQUASHFS, SQUASHFS_3, TAR_ZSTD, ZSTD
+from tools.bench.goals import GUNZIP, SQUASHFS, SQUASHFS_3, TAR_ZSTD, ZSTD
 from tools.bench.ledger import NYDUS
 from tools.bench.nydus import Nydus
 
@@ -87,6 +87,17 @@ def tree_builders(nydus: Nydus, tree: Path, results: Path) -> list[Contestant]:
         erofs(tree, results, EROFS_LZ4, "-zlz4"),
         erofs(tree, results, EROFS_LZ4HC, "-zlz4hc", rounds_max=1),
         erofs(tree, results, EROFS_PLAIN, rounds_max=1),
+    ]
+
+
+def layer_builders(nydus: Nydus, layer: Path, results: Path) -> list[Contestant]:
+    """Who goes through a gzip layer: nydus-py to index it, gunzip to unpack it into a file."""
+    output, unpacked = results / "in-place", results / "layer.tar"
+    index = tuple(nydus.command("build", "--no-copy", layer, f"dir:{output}"))
+    gunzip = ("bash", "-c", f"gunzip -c {shlex.quote(str(layer))} > {shlex.quote(str(unpacked))}")
+    return [
+        Contestant(NYDUS, (), output, index, nydus.environment()),
+        Contestant(GUNZIP, ("gunzip",), unpacked, gunzip),
     ]
 
 

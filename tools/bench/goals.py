@@ -9,6 +9,7 @@ BUILD_TREE = "build: tree of small files"
 BUILD_WEIGHTS = "build: weights"
 BUILD_TEXT = "build: one file of text and code"
 CONVERT = "convert: image of the tree and the weights"
+INDEX_LAYER = "index: the tree as a gzip layer"
 MOUNT_TREE = "mount from a registry: tree of small files"
 MOUNT_WEIGHTS = "mount from a registry: weights"
 READ = "read: weights, 1 MiB at a time"
@@ -24,6 +25,7 @@ DRIVER_PYFUSE3 = "nydus-py pyfuse3"
 EROFS_ALONE = "erofs without us"
 TAR_ZSTD = "tar | zstd -3 -T0"
 ZSTD = "zstd -3 -T0"
+GUNZIP = "gunzip"
 SQUASHFS = "mksquashfs zstd"
 SQUASHFS_3 = "mksquashfs zstd -3"
 EXT4 = "ext4"
@@ -64,6 +66,8 @@ GOALS = (
     Goal(BUILD_WEIGHTS, q.PEAK_PSS, None, 300e6),
     Goal(CONVERT, q.WALL, SKOPEO_TAR, 1.5),
     Goal(CONVERT, q.PEAK_PSS, None, 400e6),
+    Goal(INDEX_LAYER, q.WALL, GUNZIP, 1.2),
+    Goal(INDEX_LAYER, q.PEAK_PSS, None, 400e6),
     Goal(MOUNT_TREE, q.USABLE, None, 1.0),
     Goal(MOUNT_WEIGHTS, q.FETCHED_FOR_READ, None, 2.0 * MIB),
     Goal(READ, q.RATE_WARM, EXT4, 0.5),

@@ -17,6 +17,7 @@ from tools.bench.contestants import (
     EROFS_PLAIN,
     Contestant,
     file_builders,
+    layer_builders,
     tree_builders,
 )
 from tools.bench.converting import converters, make_image, push_image
@@ -29,6 +30,7 @@ from tools.bench.goals import (
     DRIVERS_LARGE,
     DRIVERS_TREE,
     EXT4,
+    INDEX_LAYER,
     METADATA,
     MOUNT_TREE,
     MOUNT_WEIGHTS,
@@ -108,6 +110,19 @@ class Bench:
             (BUILD_TEXT, self._text_builders(), self.inputs.text.stat().st_size),
         ):
             compare_builds(scene, builders, size, rounds, self.ledger, self.tell)
+        layer = self._layer()
+        builders = layer_builders(self.nydus, layer, self._results("layer"))
+        compare_builds(INDEX_LAYER, builders, layer.stat().st_size, rounds, self.ledger, self.tell)
+
+    def _layer(self) -> Path:
+        """The tree as an ordinary layer of an image, made once."""
+        layer = self._results("layer") / "layer.tar.gz"
+        if not layer.exists():
+            self.tell(f"making {layer.name}")
+            part = layer.with_suffix(".part")
+            run_measured(["tar", "-C", str(self.inputs.tree), "-czf", str(part), "."])
+            part.rename(layer)
+        return layer
 
     def _drivers(self) -> None:
         """The drivers side by side, on images without compression in a directory: what the drivers cost."""

@@ -91,7 +91,11 @@ async def _find_in_index(store: OciStore, index: ImageIndex, wanted: Platform, w
 
 async def fetch_oci_metadata(store: OciStore, images_dir: Path, wanted: Platform) -> ImageMetadata:
     """`ImageStore.fetch_metadata` for stores that keep images the OCI way."""
-    image = await find_image(store, wanted)
+    return await fetch_image_metadata(store, await find_image(store, wanted), images_dir)
+
+
+async def fetch_image_metadata(store: OciStore, image: NydusImage, images_dir: Path) -> ImageMetadata:
+    """`ImageStore.fetch_metadata` of an image that has been found already."""
     existing = await trio.to_thread.run_sync(metadata_at, images_dir, image.stored.digest)
     if existing:
         return existing

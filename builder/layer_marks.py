@@ -16,6 +16,8 @@ LINK = b"trusted.nydus-py.link"
 HAS_LINKS = b"trusted.nydus-py.has-links"
 """On the root: there are such files. They are looked up before the layer changes anything."""
 YES = b"y"
+WHITEOUT_PREFIX = b".wh."
+"""Of names in the layers of container images (OCI image specification): the rest of the name is hidden."""
 
 _RESERVED = (b"trusted.overlay.", b"trusted.nydus-py.")
 

@@ -10,13 +10,12 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from builder.layer_marks import HAS_LINKS, IMPLIED, LINK, OPAQUE, YES, is_reserved
+from builder.layer_marks import HAS_LINKS, IMPLIED, LINK, OPAQUE, WHITEOUT_PREFIX, YES, is_reserved
 from builder.path_tree import ROOT, ChildRow, Parts
 from builder.tar_tree import InvalidArchive, TarTree
 from rafs.inode_table import Attributes, InodeTable
 from rafs.xattr import pack_xattrs, unpack_xattrs
 
-_PREFIX = b".wh."
 _OPAQUE_NAME = b".wh..wh..opq"
 _AUFS_PREFIX = b".wh..wh."
 """Files of aufs itself, which old builders left in layers."""
@@ -36,7 +35,7 @@ class LayerTree(TarTree):
     def add(self, member: tarfile.TarInfo, first_address: int = 0) -> None:
         """See `TarTree`."""
         parts = self._split(member.name)
-        if any(part.startswith(_PREFIX) for part in parts):
+        if any(part.startswith(WHITEOUT_PREFIX) for part in parts):
             self._members += 1
             self._add_whiteout(member, parts)
         else:
@@ -69,11 +68,11 @@ class LayerTree(TarTree):
                 self._opaque.add(directory)
         elif any(part.startswith(_AUFS_PREFIX) for part in parts):
             return
-        elif not name.startswith(_PREFIX):
+        elif not name.startswith(WHITEOUT_PREFIX):
             why = f"{member.name!r} lies in a whiteout, which is no directory"
             raise InvalidArchive(archive=self._archive, why=why)
         else:
-            hidden = name.removeprefix(_PREFIX)
+            hidden = name.removeprefix(WHITEOUT_PREFIX)
             if hidden in (b"", b".", b".."):
                 why = f"the whiteout {member.name!r} names nothing that could be hidden"
                 raise InvalidArchive(archive=self._archive, why=why)

@@ -14,25 +14,14 @@ import trio
 from backend.image_config import merged_config, says_what_runs
 from backend.local import DirStore
 from backend.manifest import OCI_MANIFEST, Descriptor, build_config, this_platform
-from backend.metadata import find_image
 from backend.publish import ImageDescription, Transfer, send_image
 from backend.publishing import reporting_writes, staging_directory
-from backend.source_image import read_small_blob
-from backend.store import BlobFile, ImageFiles, ImageMetadata, ImageStore, OciStore, OpenOrigin
+from backend.store import BlobFile, ImageFiles, ImageStore, OciStore, OpenOrigin
 from builder.merge import LayerMerge, LayersUnfit, MergedImage
+from builder.nydus_source import NydusSource
 from builder.prefetch_patterns import PrefetchPatterns
 from rafs.bootstrap import Bootstrap
 from rafs.record import FormatError
-
-
-@dataclass(frozen=True, slots=True)
-class LayerImage:
-    """A Nydus image that is to be a layer: its metadata, the sizes of its blobs, its config if it has one."""
-
-    reference: str
-    metadata: ImageMetadata
-    sizes: dict[str, int]
-    config: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,35 +34,8 @@ class MergeResult:
     bytes_in: int
 
 
-async def fetch_layer(store: ImageStore, images_dir: Path) -> LayerImage:
-    """What a merge needs of an image. Raises what the store raises, and `ManifestBroken`."""
-    where = str(store.reference)
-    metadata = await store.fetch_metadata(images_dir)
-    if isinstance(store, DirStore):
-        return LayerImage(where, metadata, await _sizes_on_disk(store, metadata), None)
-    oci = cast(OciStore, store)
-    image = await find_image(oci, this_platform())
-    if image.stored.digest != metadata.digest:
-        raise LayersUnfit(number=0, why=f"{where} has been replaced in the meantime; run it again")
-    config = await read_small_blob(oci, image.manifest.config, where)
-    sizes = {blob.hex: blob.size_bytes for blob in image.layers.blobs}
-    return LayerImage(where, metadata, sizes, config)
-
-
-async def _sizes_on_disk(store: DirStore, metadata: ImageMetadata) -> dict[str, int]:
-    sizes = {}
-    for table in metadata.blob_meta_paths:
-        reader = store.open_blob(table.blob_id, 0)
-        try:
-            sizes[table.blob_id] = await reader.size()
-        finally:
-            with trio.CancelScope(shield=True):
-                await reader.aclose()
-    return sizes
-
-
 async def merge_images(
-    layers: Sequence[LayerImage],
+    layers: Sequence[NydusSource],
     target: ImageStore,
     transfer: Transfer,
     open_origin: OpenOrigin,
@@ -101,7 +63,7 @@ async def merge_images(
     return MergeResult(digest, len(blobs), merged.inodes, merged.bytes_in)
 
 
-def _merge(layers: Sequence[LayerImage], prefetch: PrefetchPatterns, staging: Path) -> MergedImage:
+def _merge(layers: Sequence[NydusSource], prefetch: PrefetchPatterns, staging: Path) -> MergedImage:
     with reporting_writes(staging), LayerMerge(staging) as merge:
         for number, layer in enumerate(layers, start=1):
             try:
@@ -111,9 +73,9 @@ def _merge(layers: Sequence[LayerImage], prefetch: PrefetchPatterns, staging: Pa
         return merge.write(staging / "image.boot", prefetch)
 
 
-def _blob_files(merged: MergedImage, layers: Sequence[LayerImage]) -> tuple[BlobFile, ...]:
+def _blob_files(merged: MergedImage, layers: Sequence[NydusSource]) -> tuple[BlobFile, ...]:
     """The blobs of the image, each from the lowest layer that has it."""
-    owners: dict[str, LayerImage] = {}
+    owners: dict[str, NydusSource] = {}
     for layer in layers:
         with Bootstrap.open(layer.metadata.bootstrap_path) as bootstrap:
             for entry in bootstrap.blobs:
@@ -127,7 +89,7 @@ def _blob_files(merged: MergedImage, layers: Sequence[LayerImage]) -> tuple[Blob
     return tuple(files)
 
 
-def _config_maker(layers: Sequence[LayerImage]) -> Callable[[Sequence[Descriptor], str], bytes]:
+def _config_maker(layers: Sequence[NydusSource]) -> Callable[[Sequence[Descriptor], str], bytes]:
     """Makes the config from that of the highest image that says what is to run, else that has one."""
     known = [(layer.config, layer.reference) for layer in reversed(layers) if layer.config is not None]
     speaking = [(config, where) for config, where in known if says_what_runs(config, where)]

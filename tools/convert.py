@@ -18,6 +18,7 @@ from builder.build_cache import BuildCache
 from builder.convert import ConvertOptions, ImageConverter
 from builder.convert_publish import Conversion, bring_originals, publish_index, publish_single
 from builder.layer_cache import LayerCache
+from builder.oci_layer import LayerCompression
 from builder.options import CompressionPolicy, InvalidOption
 from builder.pipeline import PipelineCounters
 from tools.build_options import (
@@ -38,6 +39,7 @@ from tools.convert_options import (
     AllPlatformsOption,
     BothOption,
     BuildCacheOption,
+    LayerCompressionOption,
     ParallelOption,
     PlatformOption,
     ReverseOption,
@@ -46,7 +48,7 @@ from tools.convert_options import (
 )
 from tools.output import JsonOption, emit
 from tools.progress import TransferProgress, progress_bar
-from tools.reverse import reverse_image, reverse_lines
+from tools.reverse import ReverseOptions, reverse_image, reverse_lines
 from tools.runtime import run_async
 from tools.settings import Settings, settings_of
 from tools.sizes import format_size
@@ -81,6 +83,7 @@ def run(
     both: BothOption = False,
     with_referrer: WithReferrerOption = False,
     reverse: ReverseOption = False,
+    layer_compression: LayerCompressionOption = LayerCompression.GZIP,
     platform: PlatformOption = None,
     all_platforms: AllPlatformsOption = False,
     compressor: CompressorOption = CompressionPolicy.AUTO,
@@ -103,14 +106,14 @@ def run(
     start = time.monotonic()
     settings = settings_of(ctx)
     origin, destination = absolute_reference(source), absolute_reference(target)
-    _expect_oci(origin, destination)
     if reverse:
-        _expect_alone(
-            "--reverse", both or with_referrer or all_platforms or bool(platform or chunk_dict or build_cache)
-        )
-        made = run_async(lambda: reverse_image(source, destination, settings, start))
+        _expect_oci(destination)
+        _expect_alone("--reverse", both or with_referrer or all_platforms or bool(chunk_dict or build_cache))
+        back = ReverseOptions(parse_platform(platform) if platform else this_platform(), layer_compression)
+        made = run_async(lambda: reverse_image(source, destination, back, settings, start))
         emit(made, as_json=as_json, render=reverse_lines)
         return
+    _expect_oci(origin, destination)
     cores = usable_cores(threads)
     options = ConvertOptions(
         build_options(compressor, level, digester, chunk_size, batch_size, prefetch or (), cores),

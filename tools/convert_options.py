@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from backend.manifest import Platform
+from builder.oci_layer import LayerCompression
 from builder.options import InvalidOption
 
 BothOption = Annotated[bool, typer.Option("--both", help="An index of the image as it is and the Nydus one.")]
@@ -13,6 +14,9 @@ WithReferrerOption = Annotated[
 ]
 ReverseOption = Annotated[
     bool, typer.Option("--reverse", help="The other way: an ordinary image of a Nydus one.")
+]
+LayerCompressionOption = Annotated[
+    LayerCompression, typer.Option(help="How the layer that --reverse makes is packed.")
 ]
 PlatformOption = Annotated[
     str | None, typer.Option(metavar="OS/ARCH", help="Which image of an index.  [default: this one's]")

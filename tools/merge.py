@@ -8,10 +8,12 @@ from typing import Annotated, cast
 
 import typer
 
+from backend.manifest import this_platform
 from backend.publish import Transfer
 from backend.reference import absolute_reference
 from backend.store import BlobTarget, ImageStore, PublishResult, open_store
-from builder.merge_images import MergeResult, fetch_layer, merge_images
+from builder.merge_images import MergeResult, merge_images
+from builder.nydus_source import fetch_source
 from builder.prefetch_patterns import PrefetchPatterns
 from tools.build_options import PrefetchOption
 from tools.output import JsonOption, emit
@@ -85,7 +87,7 @@ async def _merge(
     layers = []
     for text in texts:
         async with open_origin(text) as store:
-            layers.append(await fetch_layer(store, settings.images_dir))
+            layers.append(await fetch_source(store, settings.images_dir, this_platform()))
     with progress_bar("merging") as bar:
         async with open_store(destination, options) as writer:
             # Every store takes blobs; `ImageStore` is what a reader needs to know of it.

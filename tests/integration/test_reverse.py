@@ -1,15 +1,26 @@
 """`nydus-py convert --reverse`: the ordinary image again, which runs anywhere."""
 
+import gzip
+import hashlib
+import io
 import json
 import os
 import shutil
+import socket
+import struct
 import subprocess
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
+from rafs.bootstrap import Bootstrap
+from tests.builder_support import put
 from tests.integration.cli_machine import Machine
+from tests.integration.registry_server import RegistryServer
 from tests.integration.test_layers_against_umoci import busy_layers
 from tests.integration.test_mount_pyfuse3 import noise
 from tests.oci_images import Layer, Layout
@@ -95,6 +106,100 @@ def test_a_damaged_blob_publishes_nothing(tmp_path: Path, machine: Machine) -> N
     assert code != 0
     assert "chunk" in line
     assert not (back / "index.json").exists()
+
+
+def unzstd(data: bytes) -> bytes:
+    """A zstd stream that does not say how long it is."""
+    with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+        return reader.read()
+
+
+UNPACK: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.decompress, "zstd": unzstd, "none": bytes}
+
+
+@pytest.mark.parametrize(
+    ("compression", "suffix"),
+    [("gzip", "+gzip"), ("zstd", "+zstd"), ("none", "")],
+    ids=("gzip", "zstd", "none"),
+)
+def test_the_layer_is_packed_as_asked(
+    tmp_path: Path, machine: Machine, anonymous_registry: RegistryServer, compression: str, suffix: str
+) -> None:
+    need("skopeo")
+    put(tmp_path / "tree", b"large", noise(20_000_000))  # more than is sent in one piece
+    put(tmp_path / "tree", b"small", b"zeros" * 3_000_000)
+    machine.nydus("build", tmp_path / "tree", f"dir:{tmp_path / 'bare'}")
+    reference = f"{anonymous_registry.host}/reverse/{compression}:v1"
+    options = ("--reverse", "--layer-compression", compression, f"dir:{tmp_path / 'bare'}")
+    report = machine.json("convert", *options, reference)
+    again = Machine(tmp_path / "other").json("convert", *options, f"oci:{tmp_path / 'again'}:v1")
+    assert again["digest"] == report["digest"]
+    layout = tmp_path / "pulled"
+    copy = ("skopeo", "copy", "-q", "--preserve-digests", "--src-tls-verify=false")
+    subprocess.run([*copy, f"docker://{reference}", f"oci:{layout}:v1"], check=True)
+    (entry,) = json.loads((layout / "index.json").read_bytes())["manifests"]
+    manifest = _document(layout, entry["digest"])
+    (layer,) = manifest["layers"]
+    assert layer["mediaType"] == f"application/vnd.oci.image.layer.v1.tar{suffix}"
+    config = _document(layout, manifest["config"]["digest"])
+    assert (config["os"], config["config"]) == ("linux", {})
+    tar = UNPACK[compression](
+        (layout / "blobs/sha256" / layer["digest"].removeprefix("sha256:")).read_bytes()
+    )
+    assert config["rootfs"]["diff_ids"] == [f"sha256:{hashlib.sha256(tar).hexdigest()}"]
+    assert len(tar) == report["bytes_in"]
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        member = archive.extractfile("small")
+        assert member is not None
+        assert member.read() == b"zeros" * 3_000_000
+    assert not list((machine.directory / "cache" / "build").iterdir())  # nothing is left of the work
+
+
+def test_what_a_layer_cannot_hold(tmp_path: Path, machine: Machine) -> None:
+    put(tmp_path / "tree", b"a/.wh.b", b"an ordinary file, here")
+    machine.nydus("build", tmp_path / "tree", f"dir:{tmp_path / 'bare'}")
+    target = tmp_path / "back"
+    code, line = machine.failure("convert", "--reverse", f"dir:{tmp_path / 'bare'}", f"oci:{target}:v1")
+    assert (code, "/a/.wh.b" in line) == (56, True)
+    assert not (target / "index.json").exists()
+    (tmp_path / "tree/a/.wh.b").unlink()
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "tree/s"))
+        machine.nydus("build", tmp_path / "tree", f"dir:{tmp_path / 'bare'}")
+    done = machine.run("convert", "--reverse", "--json", f"dir:{tmp_path / 'bare'}", f"oci:{target}:v1")
+    assert json.loads(done.stdout)["sockets_left_out"] == 1
+
+
+def test_a_hostile_bootstrap_publishes_nothing(tmp_path: Path, machine: Machine) -> None:
+    put(tmp_path / "tree", b"a/b/file", noise(50_000))
+    machine.nydus("build", tmp_path / "tree", f"dir:{tmp_path / 'bare'}", "--chunk-size", "4KiB")
+    boot = tmp_path / "bare" / "image.boot"
+    whole = boot.read_bytes()
+    for number, damaged in enumerate(hostile_bootstraps(whole)):
+        boot.write_bytes(damaged)
+        target = tmp_path / f"back-{number}"
+        code, line = machine.failure("convert", "--reverse", f"dir:{tmp_path / 'bare'}", f"oci:{target}:v1")
+        assert code not in (0, 1), line
+        assert not (target / "index.json").exists()
+        merged = tmp_path / f"merged-{number}"
+        code, line = machine.failure("merge", f"oci:{merged}:v1", f"dir:{tmp_path / 'bare'}")
+        assert code not in (0, 1), line
+        assert not (merged / "index.json").exists()
+
+
+def hostile_bootstraps(whole: bytes) -> list[bytes]:
+    """A directory that holds itself, and a file of absurd size."""
+    image = Bootstrap(whole)
+    entries = dict(image.walk())
+    loop = bytearray(whole)
+    outer, inner = entries[b"/a"], entries[b"/a/b"]
+    name = next(entry for entry in image.readdir(outer) if entry.name == b"b")
+    assert name.nid == inner.nid
+    at = whole.index(struct.pack("<Q", inner.nid), next(image.data_blocks(outer))[1])
+    struct.pack_into("<Q", loop, at, outer.nid)
+    huge = bytearray(whole)
+    struct.pack_into("<Q", huge, entries[b"/a/b/file"].offset_bytes + 8, 1 << 50)
+    return [bytes(loop), bytes(huge)]
 
 
 def test_options_that_make_no_sense_together(tmp_path: Path, machine: Machine) -> None:

@@ -101,12 +101,12 @@ class Transfer:
         await self._send_stream(descriptor, source.open_content(descriptor.digest, descriptor.size_bytes))
         self._finish(descriptor, BlobOutcome.UPLOADED, is_counted=is_counted)
 
-    async def send_part(self, descriptor: Descriptor, path: Path) -> None:
-        """Brings a bootstrap layer or a config over, which the result does not count as a blob."""
+    async def send_part(self, descriptor: Descriptor, path: Path, *, may_link: bool = False) -> None:
+        """Brings a layer that is no data blob or a config over, which the result does not count as a blob."""
         if descriptor.digest in self._done:
             return
         if not await self._is_there(descriptor, None, is_counted=False):
-            await self._send_file(descriptor, path, may_link=False)
+            await self._send_file(descriptor, path, may_link=may_link)
             self._finish(descriptor, BlobOutcome.UPLOADED, is_counted=False)
 
     async def _is_there(

@@ -123,7 +123,7 @@ async def _send_layer(
     finally:
         layer.close()
     descriptor = Descriptor(compression.media_type, identity.digest, identity.size_bytes)
-    await transfer.send_part(descriptor, path)
+    await transfer.send_part(descriptor, path, may_link=True)  # nobody writes to the file any more
     return _SentLayer(descriptor, layer.diff_id, layer.plain_bytes, archive.sockets)
 
 

@@ -23,7 +23,7 @@ from tests.integration.cli_machine import Machine
 from tests.integration.registry_server import RegistryServer
 from tests.integration.test_layers_against_umoci import busy_layers
 from tests.integration.test_mount_pyfuse3 import noise
-from tests.oci_images import Layer, Layout
+from tests.oci_images import OCI_CONFIG, OCI_INDEX, Layer, Layout
 from tests.tree_compare import describe_tree
 
 BUSYBOX = Path("/bin/busybox")
@@ -153,6 +153,30 @@ def test_the_layer_is_packed_as_asked(
         assert member is not None
         assert member.read() == b"zeros" * 3_000_000
     assert not list((machine.directory / "cache" / "build").iterdir())  # nothing is left of the work
+
+
+def test_one_platform_of_an_index_with_both_variants(tmp_path: Path, machine: Machine) -> None:
+    layout = Layout(tmp_path / "source")
+    images = [layout.image([Layer().add(name, b"1")], architecture=name) for name in ("amd64", "arm64")]
+    entries = [
+        image.descriptor(platform={"os": "linux", "architecture": name})
+        for image, name in zip(images, ("amd64", "arm64"), strict=True)
+    ]
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+    layout.tag(layout.put_json(OCI_INDEX, index), "v1")
+    both, back = f"oci:{tmp_path / 'both'}:v1", tmp_path / "back"
+    machine.nydus("convert", "--both", "--all-platforms", f"oci:{layout.path}:v1", both)
+    machine.nydus("convert", "--reverse", "--platform", "linux/arm64", both, f"oci:{back}:v1")
+    (entry,) = json.loads((back / "index.json").read_bytes())["manifests"]
+    manifest = _document(back, entry["digest"])
+    config = _document(back, manifest["config"]["digest"])
+    assert config["architecture"] == "arm64"
+    assert manifest["config"]["mediaType"] == OCI_CONFIG
+    layer = (back / "blobs/sha256" / manifest["layers"][0]["digest"].removeprefix("sha256:")).read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
+        assert archive.getnames() == [".", "arm64"]
+    code, _ = machine.failure("convert", "--reverse", "--platform", "linux/s390x", both, f"oci:{back}:v2")
+    assert code == 112
 
 
 def test_what_a_layer_cannot_hold(tmp_path: Path, machine: Machine) -> None:

@@ -102,7 +102,7 @@ class BlobUpload:
         try:
             while not await self._finished(attempts):
                 pass
-        except Exception:
+        except BaseException:  # cancelled too: nobody else knows of it
             if self._location is not None:
                 await abandon_upload(self._session, self._location)
             raise

@@ -4,6 +4,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+import trio
 
 from backend.contract import BackendError
 from backend.http import RegistryProtocolError
@@ -11,7 +12,7 @@ from backend.ocidigest import digest_of
 from backend.retry import RetryPolicy
 from backend.status import ServerFailed
 from tests.contract.fault_server import Asked, Reply, fault_server, ranged
-from tests.unit.registry_faults import DIGEST, connected
+from tests.unit.registry_faults import CONTENT, DIGEST, connected
 
 
 class UploadServer:
@@ -163,3 +164,24 @@ class Forgetful(list[Asked]):
 
     def append(self, asked: Asked) -> None:
         return
+
+
+async def test_a_cancelled_upload_is_given_up(tmp_path: Path) -> None:
+    reached = trio.Event()
+
+    async def reach() -> None:
+        reached.set()
+
+    def answer(asked: Asked) -> Reply:
+        if asked.method == "POST":
+            return Reply(202, (("Location", "/v2/a/b/blobs/uploads/1"),))
+        if asked.method == "PUT":
+            return Reply(201, length=10, then="stall", before=reach)
+        return Reply(204)
+
+    (tmp_path / "blob").write_bytes(CONTENT)
+    async with fault_server(answer) as server, connected(server) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(client.upload_blob, tmp_path / "blob", DIGEST, len(CONTENT))
+        await reached.wait()
+        nursery.cancel_scope.cancel()
+    assert server.requests()[-1] == "DELETE /v2/a/b/blobs/uploads/1"

@@ -19,6 +19,8 @@ from isal import igzip_lib, isal_zlib
 from backend.contract import BackendError
 from backend.ocidigest import DigestMismatch
 from backend.publishing import reporting_writes
+from backend.tar_index import TAR_BLOCK_BYTES
+from backend.tar_writer import tar_header
 
 BOOTSTRAP_NAME = "image.boot"
 BLOB_META_SUFFIX = ".blob.meta"
@@ -30,7 +32,6 @@ LAYER_SIZE_MAX_BYTES = 4 << 30
 MEMBERS_MAX = 1024
 
 _FOLDER = "image/"
-_TAR_BLOCK = 512
 _STEP_BYTES = 1 << 20
 _GZIP_LEVEL = 2
 _GZIP_WRAPPER = 31
@@ -94,21 +95,15 @@ def pack_layer(files: Sequence[LayerFile], target: Path) -> PackedLayer:
 
 
 def _tar_pieces(files: Sequence[LayerFile]) -> Iterator[bytes | memoryview]:
-    yield _tar_header(_FOLDER, tarfile.DIRTYPE, 0o755, 0)
+    yield tar_header(_FOLDER, tarfile.DIRTYPE, 0o755, 0)
     buffer = memoryview(bytearray(_STEP_BYTES))
     for file in files:
         with file.path.open("rb", buffering=0) as source:
             size_bytes = os.fstat(source.fileno()).st_size
-            yield _tar_header(_FOLDER + file.name, tarfile.REGTYPE, 0o444, size_bytes)
+            yield tar_header(_FOLDER + file.name, tarfile.REGTYPE, 0o444, size_bytes)
             yield from _exactly(source, size_bytes, buffer)
-        yield bytes(-size_bytes % _TAR_BLOCK)
-    yield bytes(2 * _TAR_BLOCK)
-
-
-def _tar_header(name: str, kind: bytes, mode: int, size_bytes: int) -> bytes:
-    entry = tarfile.TarInfo(name.rstrip("/"))
-    entry.type, entry.mode, entry.size = kind, mode, size_bytes
-    return entry.tobuf(tarfile.USTAR_FORMAT)
+        yield bytes(-size_bytes % TAR_BLOCK_BYTES)
+    yield bytes(2 * TAR_BLOCK_BYTES)
 
 
 def _exactly(source: BinaryIO, size_bytes: int, buffer: memoryview) -> Iterator[memoryview]:
@@ -262,9 +257,9 @@ class _TarReader:
         return view[len(content) :]
 
     def _take_header(self, view: memoryview) -> memoryview:
-        wanted = _TAR_BLOCK - len(self._header)
+        wanted = TAR_BLOCK_BYTES - len(self._header)
         self._header += view[:wanted]
-        if len(self._header) == _TAR_BLOCK:
+        if len(self._header) == TAR_BLOCK_BYTES:
             block, self._header = bytes(self._header), bytearray()
             if any(block):
                 self._open_member(tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape"))
@@ -280,7 +275,7 @@ class _TarReader:
             raise _Malformed(f"a member of {entry.size} bytes")
         has_content = entry.type not in (tarfile.DIRTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE)
         self._left_bytes = entry.size if has_content else 0
-        self._padding_bytes = -self._left_bytes % _TAR_BLOCK
+        self._padding_bytes = -self._left_bytes % TAR_BLOCK_BYTES
         name = self._name_to_keep(entry)
         if name is not None:
             # Mode "x": whatever stands in the directory already was not put there by this layer.

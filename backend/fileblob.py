@@ -8,7 +8,8 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -50,13 +51,13 @@ class FileBlobReader:
 
     async def size(self) -> int:
         """Length of the file in bytes."""
-        return await self._in_thread(lambda: os.fstat(self._open()).st_size)
+        return await self.use(lambda descriptor: os.fstat(descriptor).st_size)
 
     async def read_range(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from byte `offset`."""
         if offset < 0 or length < 0:
             raise ValueError(f"negative range: offset {offset}, length {length}")
-        return await self._in_thread(lambda: self._read(offset, length))
+        return await self.use(lambda descriptor: self._read(descriptor, offset, length))
 
     async def aclose(self) -> None:
         """Closes the file once running reads have returned."""
@@ -64,12 +65,13 @@ class FileBlobReader:
         self._is_closed = True
         self._close_if_idle()
 
-    async def _in_thread(self, work: Callable[[], Result]) -> Result:
+    async def use(self, work: Callable[[int], Result]) -> Result:
+        """What `work` makes of the open descriptor, in a thread. Raises `BackendError`s for an `OSError`."""
         if self._is_closed:
             raise BackendError(where=self._path, why="the reader is closed")
         self._active += 1
         try:
-            return await trio.to_thread.run_sync(work, limiter=self._limiter)
+            return await trio.to_thread.run_sync(lambda: work(self._open()), limiter=self._limiter)
         except FileNotFoundError as error:
             raise BlobNotFound(where=self._path) from error
         except OSError as error:
@@ -94,8 +96,7 @@ class FileBlobReader:
                 self._descriptor = descriptor
             return self._descriptor
 
-    def _read(self, offset: int, length: int) -> bytes:
-        descriptor = self._open()
+    def _read(self, descriptor: int, offset: int, length: int) -> bytes:
         # Asked first, since a read allocates all of `length` whatever there is to read.
         available = max(0, os.fstat(descriptor).st_size - offset)
         if length > available:
@@ -107,6 +108,17 @@ class FileBlobReader:
                 raise ShortRead(where=self._path, offset=offset, length=length, got=len(data))
             data += more
         return data
+
+
+@asynccontextmanager
+async def open_file_blob(path: Path, limiter: trio.CapacityLimiter) -> AsyncIterator[FileBlobReader]:
+    """A reader that is closed with the context."""
+    reader = FileBlobReader(path, limiter)
+    try:
+        yield reader
+    finally:
+        with trio.CancelScope(shield=True):
+            await reader.aclose()
 
 
 def has_content(path: Path, digest: str, size_bytes: int) -> bool:

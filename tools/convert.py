@@ -1,4 +1,4 @@
-"""`nydus-py convert`: a container image becomes a Nydus image, in a registry or a layout."""
+"""`nydus-py convert`: a container image becomes a Nydus image, in a registry, a layout or an archive."""
 
 import hashlib
 import os
@@ -12,7 +12,14 @@ import typer
 
 from backend.manifest import Platform, this_platform
 from backend.publish import Transfer
-from backend.reference import DirReference, LayoutReference, Reference, RegistryReference, absolute_reference
+from backend.reference import (
+    DirReference,
+    DockerArchiveReference,
+    LayoutReference,
+    Reference,
+    RegistryReference,
+    absolute_reference,
+)
 from backend.source_image import find_source
 from backend.store import ImageStore, OciStore, PublishResult, open_store
 from builder.build_cache import BuildCache
@@ -106,8 +113,8 @@ def run(
     wanted = None if all_platforms else parse_platform(platform) if platform else this_platform()
     if all_platforms and platform:
         raise InvalidOption(option="--all-platforms", why="and --platform exclude each other")
-    for reference in (origin, destination):
-        _expect_oci(reference)
+    cache = absolute_reference(build_cache) if build_cache else None
+    _check_places(origin, destination, cache)
     cores = usable_cores(threads)
     at_once = parallel or min(PARALLEL_MAX, max(2, cores))
     options = ConvertOptions(
@@ -117,7 +124,6 @@ def run(
         tuple(hashlib.sha256(image.bootstrap.read_bytes()).hexdigest() for image in dictionaries),
         is_one_of_two=both,
     )
-    cache = absolute_reference(build_cache) if build_cache else None
     request = _Request(origin, destination, wanted, both, all_platforms, options, cache)
     report = run_async(lambda: _convert(request, settings, source, target, start))
     emit(report, as_json=as_json, render=_lines)
@@ -196,10 +202,16 @@ def parse_platform(text: str) -> Platform:
     return Platform(parts[1], parts[0], parts[2] if len(parts) == 3 else "")
 
 
-def _expect_oci(reference: Reference) -> None:
-    if isinstance(reference, DirReference):
-        why = f"{reference} holds no container images; use a registry or oci:DIR"
-        raise InvalidOption(option="convert", why=why)
+def _check_places(origin: Reference, destination: Reference, cache: Reference | None) -> None:
+    """Raises `InvalidOption` for a place that cannot have what is wanted of it."""
+    for reference in (origin, destination):
+        if isinstance(reference, DirReference):
+            why = f"{reference} holds no container images; use a registry, oci:DIR or an archive"
+            raise InvalidOption(option="convert", why=why)
+    if isinstance(destination, DockerArchiveReference):
+        raise InvalidOption(option="convert", why=f"{destination} holds no Nydus images; use oci-archive:")
+    if not isinstance(cache, RegistryReference | LayoutReference | None):
+        raise InvalidOption(option="--build-cache", why=f"{cache} does not grow; use a registry or oci:DIR")
 
 
 def _is_same_place(origin: Reference, destination: Reference) -> bool:

@@ -12,11 +12,12 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, ClassVar, cast
+from typing import BinaryIO, ClassVar
 
-from isal import igzip_lib, isal_zlib
+from isal import isal_zlib
 
 from backend.contract import BackendError
+from backend.inflate import GzipBroken, GzipInflater
 from backend.ocidigest import DigestMismatch
 from backend.publishing import reporting_writes
 from backend.tar_index import TAR_BLOCK_BYTES
@@ -36,8 +37,6 @@ _STEP_BYTES = 1 << 20
 _GZIP_LEVEL = 2
 _GZIP_WRAPPER = 31
 _BLOB_META_NAME = re.compile(r"([0-9a-f]{64})\.blob\.meta")
-# The stub declares it as an instance; it is the class.
-_GzipError = cast(type[Exception], igzip_lib.error)
 
 
 class LayerBroken(BackendError):
@@ -135,7 +134,7 @@ class LayerUnpacker:
         self._where = where
         self._hash = hashlib.sha256()
         self._size_bytes = 0
-        self._inflater = _Inflater()
+        self._inflater = GzipInflater(LAYER_SIZE_MAX_BYTES)
         self._tar = _TarReader(directory)
         self._fault: str | None = None
 
@@ -148,7 +147,7 @@ class LayerUnpacker:
             try:
                 for plain in self._inflater.feed(piece):
                     self._tar.feed(plain)
-            except (_Malformed, _GzipError, tarfile.HeaderError, UnicodeError) as error:
+            except (_Malformed, GzipBroken, tarfile.HeaderError, UnicodeError) as error:
                 self._fault = str(error)
 
     def finish(self, digest: str) -> None:
@@ -170,39 +169,7 @@ class LayerUnpacker:
 
 
 class _Malformed(Exception):
-    """What is wrong with the tar or the gzip stream."""
-
-
-class _Inflater:
-    """Inflates gzip members one after the other, never giving more than `_STEP_BYTES` at once."""
-
-    def __init__(self) -> None:
-        self._decoder: igzip_lib.IgzipDecompressor | None = None
-        self._given_bytes = 0
-
-    @property
-    def is_complete(self) -> bool:
-        return self._given_bytes > 0 and self._decoder is None
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        while data:
-            if self._decoder is None:
-                self._decoder = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-            yield from self._drain(self._decoder, data)
-            data = b""
-            if self._decoder.eof:
-                data, self._decoder = self._decoder.unused_data, None
-
-    def _drain(self, decoder: igzip_lib.IgzipDecompressor, data: bytes) -> Iterator[bytes]:
-        while True:
-            plain, data = decoder.decompress(data, _STEP_BYTES), b""
-            self._given_bytes += len(plain)
-            if self._given_bytes > LAYER_SIZE_MAX_BYTES:
-                raise _Malformed(f"unpacks to more than {LAYER_SIZE_MAX_BYTES} bytes")
-            if plain:
-                yield plain
-            if decoder.eof or decoder.needs_input:
-                return
+    """What is wrong with the tar."""
 
 
 class _TarReader:

@@ -1,7 +1,8 @@
-"""Images in a file of `docker save`: `docker-archive:FILE[:NAME[:TAG]|:@NUMBER]`. Read only.
+"""Images in a file of `docker save`: `docker-archive:FILE[:NAME[:TAG]|:@NUMBER]`.
 
 The file has no OCI manifest (`manifest.json` names config and layers of each image by path), so one is made:
-the same file always gives the same one. Layers stay as they are, which is a plain tar almost always.
+the same file always gives the same one. Layers are read as they are, which is a plain tar almost always.
+Written is a new file with one image, never into one that is there, as skopeo does.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -12,18 +13,21 @@ import msgspec
 import trio
 
 from backend.archive_file import ArchiveFile, MemberReader
+from backend.compression import START_BYTES, compression_of
 from backend.contract import BlobNotFound, BlobReader
-from backend.layout_index import NoSuchTag, SeveralImages
+from backend.docker_archive_writer import DockerArchiveWriter
+from backend.docker_listing import LISTING_NAME, SavedImage, parse_listing
+from backend.fileblob import READERS_MAX, open_file_blob
 from backend.manifest import (
     LAYER_GZIP,
     LAYER_TAR,
     LAYER_ZSTD,
-    LAYERS_MAX,
     OCI_CONFIG,
     OCI_MANIFEST,
     Descriptor,
     ImageManifest,
     diff_ids_of,
+    parse_document,
     shown,
     this_platform,
 )
@@ -40,17 +44,7 @@ from backend.store import (
 )
 from backend.tar_index import ArchiveBroken, Member
 
-LISTING_NAME = "manifest.json"
-IMAGES_MAX = 1024
-_MAGICS = {b"\x1f\x8b\x08": LAYER_GZIP, b"\x28\xb5\x2f\xfd": LAYER_ZSTD}
-
-
-class _Listed(msgspec.Struct, frozen=True):
-    """An image in `manifest.json` (moby, docs/image/spec/v1.2.md, "Combined Image JSON + Filesystem")."""
-
-    config: str = msgspec.field(name="Config")
-    layers: tuple[str, ...] = msgspec.field(name="Layers")
-    names: tuple[str, ...] | None = msgspec.field(default=None, name="RepoTags")
+_LAYER_TYPES = {None: LAYER_TAR, "gzip": LAYER_GZIP, "zstd": LAYER_ZSTD}
 
 
 class _Image(msgspec.Struct, frozen=True):
@@ -61,12 +55,14 @@ class _Image(msgspec.Struct, frozen=True):
 
 
 class DockerArchiveStore:
-    """An `OciStore` over one archive file that nothing can be put into. Made by `open`."""
+    """An `OciStore` over one archive file, for ordinary images. Made by `open`."""
 
     def __init__(self, reference: DockerArchiveReference) -> None:
         self._reference = reference
         self._where = str(reference)
         self._archive = ArchiveFile(reference.file, self._where)
+        self._limiter = trio.CapacityLimiter(READERS_MAX)
+        self._writer = DockerArchiveWriter(reference.file.resolve(), self._where)
         self._lock = trio.Lock()
         self._image: _Image | None = None
 
@@ -81,6 +77,7 @@ class DockerArchiveStore:
         try:
             yield store
         finally:
+            store._writer.close()
             with trio.CancelScope(shield=True):
                 await store._archive.aclose()
 
@@ -119,35 +116,54 @@ class DockerArchiveStore:
         return MemberReader(self._archive, locate, f"{self._where}, {digest}")
 
     async def publish(self, image: ImageFiles, progress: PublishProgress) -> PublishResult:
-        """Raises `CannotPublish`."""
-        raise self._read_only()
+        """Raises `CannotPublish`: docker keeps no Nydus images."""
+        raise self._cannot("docker archives hold no Nydus images; use oci-archive:FILE")
 
     async def put_manifest(self, media_type: str, data: bytes, *, as_reference: bool) -> str:
-        """Raises `CannotPublish`."""
-        raise self._read_only()
+        """Makes what was put before the file's image; gives "", since the manifest itself is not kept.
+
+        Raises `CannotPublish` for an index, and a manifest that is not to be the reference's.
+        """
+        self._check_target()
+        document = parse_document(data, self._where)
+        if not isinstance(document, ImageManifest) or not as_reference:
+            raise self._cannot("a docker archive holds one image for one platform")
+        name = self._reference.name
+        await self._writer.finish(document, normal_name(name) if name else None)
+        return ""
 
     async def has_blob(self, digest: str, size_bytes: int) -> bool:
-        """Raises `CannotPublish`: who asks wants to write."""
-        raise self._read_only()
+        """Whether the blob is in the file that is being written."""
+        await trio.lowlevel.checkpoint()
+        return digest in self._writer
 
     async def mount_blob(self, digest: str, origin: Reference) -> bool:
-        """Raises `CannotPublish`."""
-        raise self._read_only()
+        """Archives share nothing."""
+        await trio.lowlevel.checkpoint()
+        return False
 
     async def put_file(
         self, descriptor: Descriptor, path: Path, on_bytes: Callable[[int], None], *, may_link: bool = False
     ) -> None:
-        """Raises `CannotPublish`."""
-        raise self._read_only()
+        """See `BlobTarget`."""
+        async with open_file_blob(path, self._limiter) as reader:
+            await self.put_stream(descriptor, reader, on_bytes)
 
     async def put_stream(
         self, descriptor: Descriptor, reader: BlobReader, on_bytes: Callable[[int], None]
     ) -> None:
-        """Raises `CannotPublish`."""
-        raise self._read_only()
+        """See `BlobTarget`; a layer becomes a plain tar."""
+        self._check_target()
+        await self._writer.add(descriptor, reader, on_bytes)
 
-    def _read_only(self) -> CannotPublish:
-        why = "docker archives are only read; write oci-archive:FILE"
+    def _check_target(self) -> None:
+        path, name = self._reference.file, self._reference.name
+        if name is not None and name.startswith("@"):
+            raise self._cannot(f"{name} is the number of an image that is there; give a name")
+        if path.exists() and (not path.is_file() or path.stat().st_size):
+            raise self._cannot("the file is there already, and images are not added to docker archives")
+
+    def _cannot(self, why: str) -> CannotPublish:
         return CannotPublish(where=self._where, why=why)
 
     async def _load(self) -> _Image:
@@ -156,22 +172,13 @@ class DockerArchiveStore:
                 self._image = await self._make_image(await self._listed())
             return self._image
 
-    async def _listed(self) -> _Listed:
+    async def _listed(self) -> SavedImage:
         data = await self._archive.read_document(LISTING_NAME)
         if data is None:
             raise ArchiveBroken(where=self._where, why=f"no {LISTING_NAME} in it: not made by docker save")
-        try:
-            images = msgspec.json.decode(data, type=tuple[_Listed, ...])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ArchiveBroken(where=self._where, why=f"{LISTING_NAME}: {error}") from error
-        if len(images) > IMAGES_MAX:
-            raise ArchiveBroken(where=self._where, why=f"{len(images)} images, more than {IMAGES_MAX}")
-        return _choose(images, self._reference)
+        return parse_listing(data, self._reference)
 
-    async def _make_image(self, listed: _Listed) -> _Image:
-        if len(listed.layers) > LAYERS_MAX:
-            why = f"an image of {len(listed.layers)} layers, more than {LAYERS_MAX}"
-            raise ArchiveBroken(where=self._where, why=why)
+    async def _make_image(self, listed: SavedImage) -> _Image:
         config_data = await self._archive.read_document(listed.config)
         if config_data is None:
             raise self._missing(listed.config)
@@ -209,23 +216,9 @@ class DockerArchiveStore:
         return ArchiveBroken(where=self._where, why=f"{LISTING_NAME} names {shown(name)}, which is not in it")
 
     async def _describe(self, layer: Member) -> Descriptor:
-        start = await self._archive.read(layer, 0, min(4, layer.size_bytes))
-        kinds = (kind for magic, kind in _MAGICS.items() if start.startswith(magic))
+        start = await self._archive.read(layer, 0, min(START_BYTES, layer.size_bytes))
+        compression = compression_of(start)
+        if compression not in _LAYER_TYPES:
+            raise ArchiveBroken(where=self._where, why=f"a layer that is compressed with {compression}")
         digest = await self._archive.digest(layer)
-        return Descriptor(next(kinds, LAYER_TAR), digest, layer.size_bytes)
-
-
-def _choose(images: tuple[_Listed, ...], reference: DockerArchiveReference) -> _Listed:
-    """The image that the reference names. Raises `NoSuchTag` or `SeveralImages`, with what there is."""
-    wanted = reference.name
-    if wanted is None and len(images) == 1:
-        return images[0]
-    if wanted is not None and wanted.startswith("@") and int(wanted[1:]) < len(images):
-        return images[int(wanted[1:])]
-    if wanted is not None:
-        for image in images:
-            if normal_name(wanted) in map(normal_name, image.names or ()):
-                return image
-    found = [", ".join(image.names or (f"@{number}",)) for number, image in enumerate(images)]
-    kind = SeveralImages if wanted is None and images else NoSuchTag
-    raise kind(where=reference, found=shown(", ".join(found)) or "none")
+        return Descriptor(_LAYER_TYPES[compression], digest, layer.size_bytes)

@@ -4,7 +4,6 @@ Read in place, by offset. Written anew each time, as skopeo does: the file then 
 put there, and appears when that is complete. So `has_blob` speaks of the file that is being written.
 """
 
-import tarfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -149,8 +148,6 @@ class OciArchiveStore:
     ) -> None:
         """See `BlobTarget`."""
         self._check_target()
-        for folder in ("blobs", "blobs/sha256"):
-            await self._writer.add(folder, b"", tarfile.DIRTYPE)
         await self._writer.add_blob(blob_name(descriptor.digest), descriptor, reader, on_bytes)
 
     def _check_target(self) -> None:

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import trio
 
+from backend.compression import compression_of
 from backend.contract import BackendError
 from backend.manifest import shown
 
@@ -27,7 +28,6 @@ _WITHOUT_CONTENT = (*_LINKS, tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, 
 _PAX_KEYS = (b"path", b"linkpath", b"size", b"GNU.sparse.major", b"GNU.sparse.map", b"GNU.sparse.size")
 _LENGTH_DIGITS_MAX = 8
 _CHECK_CANCELLED_EVERY = 256
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 
 
 class ArchiveBroken(BackendError):
@@ -155,11 +155,11 @@ class _HeaderPass:
             at = self._offset - TAR_BLOCK_BYTES
             if at:
                 raise self._broken(f"no header at byte {at}: {error}") from error
-            for magic, name in _COMPRESSED.items():
-                if block.startswith(magic):
-                    why = f"it is compressed with {name}; decompress it first, since it is read by offset"
-                    raise self._broken(why) from error
-            raise self._broken("it is no tar file") from error
+            compression = compression_of(block)
+            if compression is None:
+                raise self._broken("it is no tar file") from error
+            why = f"it is compressed with {compression}; decompress it first, since it is read by offset"
+            raise self._broken(why) from error
         if entry.size < 0:
             raise self._broken(f"{shown(entry.name)} has a size of {entry.size} bytes")
         return entry

@@ -7,8 +7,8 @@ next one follows the last that was whole.
 import hashlib
 import os
 import tarfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -32,6 +32,30 @@ def tar_header(name: str, kind: bytes, mode: int, size_bytes: int) -> bytes:
     return entry.tobuf(tarfile.USTAR_FORMAT if is_small else tarfile.GNU_FORMAT)
 
 
+class TarMember:
+    """A member that is being written: its content first, its header when name and size are known."""
+
+    def __init__(self, writer: "TarWriter") -> None:
+        self._writer = writer
+        self._content = hashlib.sha256()
+        self._size_bytes = 0
+
+    @property
+    def digest(self) -> str:
+        """Of what was written so far."""
+        return f"sha256:{self._content.hexdigest()}"
+
+    def write(self, data: bytes) -> None:
+        """Appends content. Blocks. Raises `CannotWrite`."""
+        self._content.update(data)
+        self._size_bytes += len(data)
+        self._writer.append(data)
+
+    def seal(self, name: str) -> None:
+        """Makes what was written the regular file `name`; nothing, where there is one already. Blocks."""
+        self._writer.seal(name, self._size_bytes)
+
+
 class TarWriter:
     """A new tar file for `final`, which has that name with `finish`; `close` comes always.
 
@@ -45,19 +69,17 @@ class TarWriter:
         self._descriptor = -1
         self._staged = Path()
         self._end = 0
+        self._sealed_end = 0
         self._names: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
-    async def add(self, name: str, data: bytes, kind: bytes = tarfile.REGTYPE) -> None:
-        """Appends a small file, or a directory. Raises `CannotWrite`."""
-        mode = 0o755 if kind == tarfile.DIRTYPE else 0o644
-        async with self._lock:
-            if name not in self._names:
-                member = tar_header(name, kind, mode, len(data)) + data + bytes(-len(data) % TAR_BLOCK_BYTES)
-                await trio.to_thread.run_sync(self._append, member)
-                self._names.add(name)
+    async def add(self, name: str, data: bytes) -> None:
+        """Appends a small file. Raises `CannotWrite`."""
+        async with self.member() as member:
+            await trio.to_thread.run_sync(member.write, data)
+            await trio.to_thread.run_sync(member.seal, name)
 
     async def add_blob(
         self, name: str, descriptor: Descriptor, reader: BlobReader, on_bytes: Callable[[int], None]
@@ -66,60 +88,71 @@ class TarWriter:
 
         Raises `DigestMismatch`, `CannotWrite` and what the reader raises; then it is not in the file.
         """
-        content = hashlib.sha256()
+        async with self.member() as member:
 
-        async def take(piece: bytes) -> None:
-            await trio.to_thread.run_sync(content.update, piece)
-            await trio.to_thread.run_sync(self._append, piece)
-            on_bytes(len(piece))
+            async def take(piece: bytes) -> None:
+                await trio.to_thread.run_sync(member.write, piece)
+                on_bytes(len(piece))
 
+            await pump(reader, descriptor.size_bytes, take)
+            if member.digest != descriptor.digest:
+                raise DigestMismatch(where=self._final, expected=descriptor.digest, got=member.digest)
+            await trio.to_thread.run_sync(member.seal, name)
+
+    @asynccontextmanager
+    async def member(self) -> AsyncIterator[TarMember]:
+        """The next member; it is in the file once it is sealed."""
         async with self._lock:
-            if name in self._names:
-                return
-            start, size_bytes = self._end, descriptor.size_bytes
+            self._end = self._sealed_end + TAR_BLOCK_BYTES
             try:
-                header = tar_header(name, tarfile.REGTYPE, 0o644, size_bytes)
-                await trio.to_thread.run_sync(self._append, header)
-                await pump(reader, size_bytes, take)
-                await trio.to_thread.run_sync(self._append, bytes(-size_bytes % TAR_BLOCK_BYTES))
-                got = f"sha256:{content.hexdigest()}"
-                if got != descriptor.digest:
-                    raise DigestMismatch(where=self._final, expected=descriptor.digest, got=got)
-            except BaseException:
-                self._end = start
-                raise
-            self._names.add(name)
+                yield TarMember(self)
+            finally:
+                self._end = self._sealed_end
+
+    def append(self, data: bytes) -> None:
+        """Content of the open member. Blocks. Raises `CannotWrite`."""
+        with reporting_writes(self._final):
+            view = memoryview(data)
+            while view:
+                written = os.pwrite(self._open(), view, self._end)
+                self._end += written
+                view = view[written:]
+
+    def seal(self, name: str, size_bytes: int) -> None:
+        """Gives the open member its header. Blocks. Raises `CannotWrite`."""
+        if name in self._names:
+            return
+        self.append(bytes(-size_bytes % TAR_BLOCK_BYTES))
+        with reporting_writes(self._final):
+            os.pwrite(self._open(), tar_header(name, tarfile.REGTYPE, 0o644, size_bytes), self._sealed_end)
+        self._sealed_end = self._end
+        self._names.add(name)
 
     async def finish(self) -> None:
         """Gives the file its name, replacing what had it; durable on return. Raises `CannotWrite`."""
         async with self._lock:
-            await trio.to_thread.run_sync(self._append, bytes(2 * TAR_BLOCK_BYTES))
             await trio.to_thread.run_sync(self._publish)
             self.close()
 
     def close(self) -> None:
         """Forgets and removes what was not finished."""
         self._names.clear()
-        self._end = 0
+        self._end = self._sealed_end = 0
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
         self._stack.close()
 
-    def _append(self, data: bytes) -> None:
-        with reporting_writes(self._final):
-            if self._descriptor < 0:
-                self._staged = self._stack.enter_context(staging_directory(self._final.parent)) / _STAGED_NAME
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                self._descriptor = os.open(self._staged, flags, 0o666)
-            view = memoryview(data)
-            while view:
-                written = os.pwrite(self._descriptor, view, self._end)
-                self._end += written
-                view = view[written:]
+    def _open(self) -> int:
+        if self._descriptor < 0:
+            self._staged = self._stack.enter_context(staging_directory(self._final.parent)) / _STAGED_NAME
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._descriptor = os.open(self._staged, flags, 0o666)
+        return self._descriptor
 
     def _publish(self) -> None:
         with reporting_writes(self._final):
-            # What a failed last member has left behind the end.
-            os.ftruncate(self._descriptor, self._end)
+            # Away with what a member that failed has left behind the last whole one; zeros mark the end.
+            os.ftruncate(self._open(), self._sealed_end)
+            os.ftruncate(self._open(), self._sealed_end + 2 * TAR_BLOCK_BYTES)
         publish_file(self._staged, self._final)

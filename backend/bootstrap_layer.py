@@ -12,13 +12,16 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, ClassVar, cast
+from typing import BinaryIO, ClassVar
 
-from isal import igzip_lib, isal_zlib
+from isal import isal_zlib
 
 from backend.contract import BackendError
+from backend.inflate import GzipBroken, GzipInflater
 from backend.ocidigest import DigestMismatch
 from backend.publishing import reporting_writes
+from backend.tar_index import TAR_BLOCK_BYTES
+from backend.tar_writer import tar_header
 
 BOOTSTRAP_NAME = "image.boot"
 BLOB_META_SUFFIX = ".blob.meta"
@@ -30,13 +33,10 @@ LAYER_SIZE_MAX_BYTES = 4 << 30
 MEMBERS_MAX = 1024
 
 _FOLDER = "image/"
-_TAR_BLOCK = 512
 _STEP_BYTES = 1 << 20
 _GZIP_LEVEL = 2
 _GZIP_WRAPPER = 31
 _BLOB_META_NAME = re.compile(r"([0-9a-f]{64})\.blob\.meta")
-# The stub declares it as an instance; it is the class.
-_GzipError = cast(type[Exception], igzip_lib.error)
 
 
 class LayerBroken(BackendError):
@@ -94,21 +94,15 @@ def pack_layer(files: Sequence[LayerFile], target: Path) -> PackedLayer:
 
 
 def _tar_pieces(files: Sequence[LayerFile]) -> Iterator[bytes | memoryview]:
-    yield _tar_header(_FOLDER, tarfile.DIRTYPE, 0o755, 0)
+    yield tar_header(_FOLDER, tarfile.DIRTYPE, 0o755, 0)
     buffer = memoryview(bytearray(_STEP_BYTES))
     for file in files:
         with file.path.open("rb", buffering=0) as source:
             size_bytes = os.fstat(source.fileno()).st_size
-            yield _tar_header(_FOLDER + file.name, tarfile.REGTYPE, 0o444, size_bytes)
+            yield tar_header(_FOLDER + file.name, tarfile.REGTYPE, 0o444, size_bytes)
             yield from _exactly(source, size_bytes, buffer)
-        yield bytes(-size_bytes % _TAR_BLOCK)
-    yield bytes(2 * _TAR_BLOCK)
-
-
-def _tar_header(name: str, kind: bytes, mode: int, size_bytes: int) -> bytes:
-    entry = tarfile.TarInfo(name.rstrip("/"))
-    entry.type, entry.mode, entry.size = kind, mode, size_bytes
-    return entry.tobuf(tarfile.USTAR_FORMAT)
+        yield bytes(-size_bytes % TAR_BLOCK_BYTES)
+    yield bytes(2 * TAR_BLOCK_BYTES)
 
 
 def _exactly(source: BinaryIO, size_bytes: int, buffer: memoryview) -> Iterator[memoryview]:
@@ -140,7 +134,7 @@ class LayerUnpacker:
         self._where = where
         self._hash = hashlib.sha256()
         self._size_bytes = 0
-        self._inflater = _Inflater()
+        self._inflater = GzipInflater(LAYER_SIZE_MAX_BYTES)
         self._tar = _TarReader(directory)
         self._fault: str | None = None
 
@@ -153,7 +147,7 @@ class LayerUnpacker:
             try:
                 for plain in self._inflater.feed(piece):
                     self._tar.feed(plain)
-            except (_Malformed, _GzipError, tarfile.HeaderError, UnicodeError) as error:
+            except (_Malformed, GzipBroken, tarfile.HeaderError, UnicodeError) as error:
                 self._fault = str(error)
 
     def finish(self, digest: str) -> None:
@@ -175,39 +169,7 @@ class LayerUnpacker:
 
 
 class _Malformed(Exception):
-    """What is wrong with the tar or the gzip stream."""
-
-
-class _Inflater:
-    """Inflates gzip members one after the other, never giving more than `_STEP_BYTES` at once."""
-
-    def __init__(self) -> None:
-        self._decoder: igzip_lib.IgzipDecompressor | None = None
-        self._given_bytes = 0
-
-    @property
-    def is_complete(self) -> bool:
-        return self._given_bytes > 0 and self._decoder is None
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        while data:
-            if self._decoder is None:
-                self._decoder = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-            yield from self._drain(self._decoder, data)
-            data = b""
-            if self._decoder.eof:
-                data, self._decoder = self._decoder.unused_data, None
-
-    def _drain(self, decoder: igzip_lib.IgzipDecompressor, data: bytes) -> Iterator[bytes]:
-        while True:
-            plain, data = decoder.decompress(data, _STEP_BYTES), b""
-            self._given_bytes += len(plain)
-            if self._given_bytes > LAYER_SIZE_MAX_BYTES:
-                raise _Malformed(f"unpacks to more than {LAYER_SIZE_MAX_BYTES} bytes")
-            if plain:
-                yield plain
-            if decoder.eof or decoder.needs_input:
-                return
+    """What is wrong with the tar."""
 
 
 class _TarReader:
@@ -262,9 +224,9 @@ class _TarReader:
         return view[len(content) :]
 
     def _take_header(self, view: memoryview) -> memoryview:
-        wanted = _TAR_BLOCK - len(self._header)
+        wanted = TAR_BLOCK_BYTES - len(self._header)
         self._header += view[:wanted]
-        if len(self._header) == _TAR_BLOCK:
+        if len(self._header) == TAR_BLOCK_BYTES:
             block, self._header = bytes(self._header), bytearray()
             if any(block):
                 self._open_member(tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape"))
@@ -280,7 +242,7 @@ class _TarReader:
             raise _Malformed(f"a member of {entry.size} bytes")
         has_content = entry.type not in (tarfile.DIRTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE)
         self._left_bytes = entry.size if has_content else 0
-        self._padding_bytes = -self._left_bytes % _TAR_BLOCK
+        self._padding_bytes = -self._left_bytes % TAR_BLOCK_BYTES
         name = self._name_to_keep(entry)
         if name is not None:
             # Mode "x": whatever stands in the directory already was not put there by this layer.

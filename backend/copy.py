@@ -1,7 +1,8 @@
 """Copies an image between stores. Only what the target lacks travels; the manifest comes last.
 
-Between registries and layouts every byte stays as it is, so the copy has the digest of the original; an index
-is copied with all its platforms. A bare directory has no manifest: one is made on the way out of it.
+Between registries, layouts and OCI archives every byte stays as it is, so the copy has the digest of the
+original; an index is copied with all its platforms. Bare directories and docker archives have no manifest:
+one is made on the way out of them.
 """
 
 import tempfile
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
 
+from backend.docker_archive import DockerArchiveStore
 from backend.local import DirStore
 from backend.manifest import (
     BOOTSTRAP_ANNOTATION,
@@ -24,13 +26,15 @@ from backend.manifest import (
 from backend.metadata import fetch_oci_metadata, find_image
 from backend.publish import Transfer
 from backend.publishing import reporting_writes
+from backend.source_image import find_source
 from backend.store import ImageStore, OciStore, PublishProgress, PublishResult, StoredManifest
 
 
 async def copy_image(source: ImageStore, target: ImageStore, progress: PublishProgress) -> PublishResult:
     """Copies what `source` names to what `target` names. Raises what the stores raise.
 
-    A bare directory takes the Nydus image of this platform; the other stores take any image.
+    A bare directory takes the Nydus image of this platform, a docker archive the ordinary one; the other
+    stores take any image.
     """
     if isinstance(source, DirStore):
         async with _scratch() as scratch:
@@ -40,6 +44,8 @@ async def copy_image(source: ImageStore, target: ImageStore, progress: PublishPr
     oci_source = cast(OciStore, source)
     if isinstance(target, DirStore):
         return await _copy_into_directory(oci_source, target, progress)
+    if isinstance(target, DockerArchiveStore):
+        return await _copy_into_docker_archive(oci_source, target, progress)
     return await _copy_verbatim(oci_source, cast(OciStore, target), progress)
 
 
@@ -53,6 +59,18 @@ async def _copy_into_directory(
         for blob in image.layers.blobs:
             await transfer.send_content(blob, source, is_counted=True)
         return transfer.result(await target.put_bootstrap(metadata.bootstrap_path))
+
+
+async def _copy_into_docker_archive(
+    source: OciStore, target: DockerArchiveStore, progress: PublishProgress
+) -> PublishResult:
+    transfer = Transfer(target, str(target.reference), progress)
+    (image,) = (await find_source(source, this_platform())).images
+    await copy_content(image.manifest, source, transfer)
+    stored = image.stored
+    return transfer.result(
+        await target.put_manifest(_media_type(stored, image.manifest), stored.data, as_reference=True)
+    )
 
 
 async def _copy_verbatim(source: OciStore, target: OciStore, progress: PublishProgress) -> PublishResult:

@@ -9,7 +9,8 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -55,13 +56,13 @@ class FileBlobReader:
 
     async def size(self) -> int:
         """Length of the file in bytes."""
-        return await self._in_thread(lambda: os.fstat(self._open()).st_size)
+        return await self.use(lambda descriptor: os.fstat(descriptor).st_size)
 
     async def read_range(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from byte `offset`."""
         if offset < 0 or length < 0:
             raise ValueError(f"negative range: offset {offset}, length {length}")
-        return await self._in_thread(lambda: self._read(offset, length))
+        return await self.use(lambda descriptor: self._read(descriptor, offset, length))
 
     async def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fills `buffer` from byte `offset` on, and leaves nothing in the page cache that was not there.
@@ -70,7 +71,7 @@ class FileBlobReader:
         """
         if offset < 0:
             raise ValueError(f"negative range: offset {offset}")
-        await self._in_thread(lambda: self._read_into(offset, buffer))
+        await self.use(lambda descriptor: self._read_into(descriptor, offset, buffer))
 
     async def aclose(self) -> None:
         """Closes the file once running reads have returned."""
@@ -78,12 +79,13 @@ class FileBlobReader:
         self._is_closed = True
         self._close_if_idle()
 
-    async def _in_thread(self, work: Callable[[], Result]) -> Result:
+    async def use(self, work: Callable[[int], Result]) -> Result:
+        """What `work` makes of the open descriptor, in a thread. Raises `BackendError`s for an `OSError`."""
         if self._is_closed:
             raise BackendError(where=self._path, why="the reader is closed")
         self._active += 1
         try:
-            return await trio.to_thread.run_sync(work, limiter=self._limiter)
+            return await trio.to_thread.run_sync(lambda: work(self._open()), limiter=self._limiter)
         except FileNotFoundError as error:
             raise BlobNotFound(where=self._path) from error
         except OSError as error:
@@ -108,8 +110,8 @@ class FileBlobReader:
                 self._descriptor = descriptor
             return self._descriptor
 
-    def _read_into(self, offset: int, buffer: memoryview) -> None:
-        descriptor = self._open_with(offset, len(buffer))
+    def _read_into(self, descriptor: int, offset: int, buffer: memoryview) -> None:
+        self._expect_length(descriptor, offset, len(buffer))
         done = 0
         while done < len(buffer):
             got = self._preadv(descriptor, buffer[done:], offset + done)
@@ -126,17 +128,14 @@ class FileBlobReader:
             self._read_flags = 0
             return os.preadv(descriptor, [buffer], offset)
 
-    def _open_with(self, offset: int, length: int) -> int:
-        """The descriptor of the file, which is long enough for that range; raises `ShortRead`."""
-        descriptor = self._open()
+    def _expect_length(self, descriptor: int, offset: int, length: int) -> None:
         available = max(0, os.fstat(descriptor).st_size - offset)
         if length > available:
             raise ShortRead(where=self._path, offset=offset, length=length, got=available)
-        return descriptor
 
-    def _read(self, offset: int, length: int) -> bytes:
-        # Its length is asked first, since a read allocates all of `length` whatever there is to read.
-        descriptor = self._open_with(offset, length)
+    def _read(self, descriptor: int, offset: int, length: int) -> bytes:
+        # Asked first, since a read allocates all of `length` whatever there is to read.
+        self._expect_length(descriptor, offset, length)
         data = os.pread(descriptor, length, offset)
         while len(data) < length:
             more = os.pread(descriptor, length - len(data), offset + len(data))
@@ -144,6 +143,17 @@ class FileBlobReader:
                 raise ShortRead(where=self._path, offset=offset, length=length, got=len(data))
             data += more
         return data
+
+
+@asynccontextmanager
+async def open_file_blob(path: Path, limiter: trio.CapacityLimiter) -> AsyncIterator[FileBlobReader]:
+    """A reader that is closed with the context."""
+    reader = FileBlobReader(path, limiter)
+    try:
+        yield reader
+    finally:
+        with trio.CancelScope(shield=True):
+            await reader.aclose()
 
 
 def has_content(path: Path, digest: str, size_bytes: int) -> bool:

@@ -11,7 +11,7 @@ import trio
 from backend.blobtail import table_blob_id
 from backend.bootstrap_layer import BOOTSTRAP_NAME, BOOTSTRAP_SIZE_MAX_BYTES
 from backend.contract import BackendError, BlobNotFound, BlobReader
-from backend.fileblob import READERS_MAX, FileBlobReader, has_content, link_blob, store_blob
+from backend.fileblob import READERS_MAX, FileBlobReader, has_content, link_blob, open_file_blob, store_blob
 from backend.manifest import Descriptor, blob_descriptor
 from backend.metadata import fetch_missing_tables, metadata_at, settle_metadata
 from backend.ocidigest import require_digest
@@ -126,12 +126,8 @@ class DirStore:
         if may_link and await link_blob(path, final, self._directory):
             on_bytes(descriptor.size_bytes)
             return
-        reader = FileBlobReader(path, self._limiter)
-        try:
+        async with open_file_blob(path, self._limiter) as reader:
             await self.put_stream(descriptor, reader, on_bytes)
-        finally:
-            with trio.CancelScope(shield=True):
-                await reader.aclose()
 
     async def put_stream(
         self, descriptor: Descriptor, reader: BlobReader, on_bytes: Callable[[int], None]

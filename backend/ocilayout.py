@@ -6,27 +6,30 @@ flock on the layout's directory, so that two processes that publish different ta
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
 
-import msgspec
 import trio
 
-from backend.contract import BackendError, BlobNotFound, BlobReader
-from backend.fileblob import READERS_MAX, FileBlobReader, has_content, link_blob, store_blob
-from backend.manifest import (
-    MANIFEST_SIZE_MAX_BYTES,
-    OCI_INDEX,
-    REF_NAME_ANNOTATION,
-    Descriptor,
-    artifact_type_of,
-    shown,
-    this_platform,
+from backend.contract import BlobNotFound, BlobReader
+from backend.fileblob import READERS_MAX, FileBlobReader, has_content, link_blob, open_file_blob, store_blob
+from backend.layout_index import (
+    EMPTY_INDEX,
+    INDEX_NAME,
+    MARKER,
+    MARKER_NAME,
+    LayoutBroken,
+    blob_name,
+    check_marker,
+    named_entry,
+    new_entry,
+    parse_index,
+    with_entry,
 )
+from backend.manifest import MANIFEST_SIZE_MAX_BYTES, Descriptor, this_platform
 from backend.metadata import fetch_oci_metadata
-from backend.ocidigest import check_digest, digest_of, is_digest, require_digest
+from backend.ocidigest import check_digest, digest_of
 from backend.publish import publish_oci_image
 from backend.publishing import reporting_writes, staging_directory, write_atomically
 from backend.raw_index import RawIndex
@@ -39,28 +42,6 @@ from backend.store import (
     PublishResult,
     StoredManifest,
 )
-
-MARKER_NAME = "oci-layout"
-INDEX_NAME = "index.json"
-_MARKER = b'{"imageLayoutVersion":"1.0.0"}'
-
-
-class LayoutBroken(BackendError):
-    """A directory that is no OCI layout, or one that lacks what it names."""
-
-    message = "{where}: {why}"
-    exit_code: ClassVar[int] = 49
-
-
-class NoSuchTag(BlobNotFound):
-    """The layout has other images only."""
-
-    message = "{where}: no such image in this layout; it has {found}"
-    exit_code = 117
-
-
-class _Marker(msgspec.Struct, frozen=True):
-    version: str = msgspec.field(name="imageLayoutVersion")
 
 
 class LayoutStore:
@@ -124,12 +105,8 @@ class LayoutStore:
         if may_link and await link_blob(path, final, self._directory):
             on_bytes(descriptor.size_bytes)
             return
-        reader = FileBlobReader(path, self._limiter)
-        try:
+        async with open_file_blob(path, self._limiter) as reader:
             await self.put_stream(descriptor, reader, on_bytes)
-        finally:
-            with trio.CancelScope(shield=True):
-                await reader.aclose()
 
     async def put_stream(
         self, descriptor: Descriptor, reader: BlobReader, on_bytes: Callable[[int], None]
@@ -139,7 +116,7 @@ class LayoutStore:
         await store_blob(reader, descriptor, self._blob_path(descriptor.digest), self._directory, on_bytes)
 
     def _blob_path(self, digest: str) -> Path:
-        return self._directory / "blobs" / "sha256" / require_digest(digest).removeprefix("sha256:")
+        return self._directory / blob_name(digest)
 
     def _prepare(self) -> None:
         """Makes the directory a layout, unless it is one or something else already."""
@@ -152,13 +129,13 @@ class LayoutStore:
                 raise LayoutBroken(where=self._reference, why=f"has {INDEX_NAME} but no {MARKER_NAME} file")
             blobs.mkdir(parents=True, exist_ok=True)
             with staging_directory(self._directory) as staging:
-                write_atomically(self._directory / MARKER_NAME, _MARKER, staging)
+                write_atomically(self._directory / MARKER_NAME, MARKER, staging)
 
     def _read_manifest(self, digest: str | None) -> StoredManifest:
         self._check_marker()
         media_type = ""
         if digest is None:
-            entry = self._named_entry()
+            entry = named_entry(self._read_index(), self._reference.tag, self._reference)
             digest, media_type = entry.digest, entry.media_type
         data = self._read_file(self._blob_path(digest))
         check_digest(data, digest, f"{self._reference}, manifest")
@@ -169,32 +146,11 @@ class LayoutStore:
             raise BlobNotFound(where=self._reference)
         if not (self._directory / MARKER_NAME).is_file():
             raise LayoutBroken(where=self._reference, why=f"not an OCI layout: no {MARKER_NAME} file in it")
-        try:
-            marker = msgspec.json.decode(self._read_file(self._directory / MARKER_NAME), type=_Marker)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise LayoutBroken(where=self._reference, why=f"broken {MARKER_NAME} file: {error}") from error
-        if not marker.version.startswith("1."):
-            raise LayoutBroken(where=self._reference, why=f"layout version {shown(marker.version)}, not 1.x")
-
-    def _named_entry(self) -> Descriptor:
-        entries = [_entry(raw, self._reference) for raw in self._read_index().manifests]
-        wanted = self._reference.tag
-        if wanted is None and len(entries) == 1:
-            return entries[0]
-        for entry in entries:
-            if entry.annotations.get(REF_NAME_ANNOTATION) == wanted:
-                return entry
-        found = ", ".join(entry.annotations.get(REF_NAME_ANNOTATION, entry.digest) for entry in entries)
-        raise NoSuchTag(where=self._reference, found=shown(found) or "none")
+        check_marker(self._read_file(self._directory / MARKER_NAME), self._reference)
 
     def _read_index(self) -> RawIndex:
         path = self._directory / INDEX_NAME
-        if not path.exists():
-            return RawIndex(schema_version=2, media_type=OCI_INDEX, manifests=())
-        try:
-            return msgspec.json.decode(self._read_file(path), type=RawIndex)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise LayoutBroken(where=self._reference, why=f"broken {INDEX_NAME}: {error}") from error
+        return parse_index(self._read_file(path), self._reference) if path.exists() else EMPTY_INDEX
 
     def _read_file(self, path: Path) -> bytes:
         try:
@@ -212,22 +168,11 @@ class LayoutStore:
             if not has_content(self._blob_path(digest), digest, len(data)):
                 write_atomically(self._blob_path(digest), data, staging)
             if as_reference:
-                tag = {REF_NAME_ANNOTATION: self._reference.tag} if self._reference.tag else {}
-                entry = Descriptor(media_type, digest, len(data), tag, artifact_type=artifact_type_of(data))
+                entry = new_entry(media_type, data, self._reference.tag)
                 with self._locked():
-                    index = msgspec.json.encode(self._with_entry(self._read_index(), entry))
+                    index = with_entry(self._read_index(), entry, self._reference)
                     write_atomically(self._directory / INDEX_NAME, index, staging)
         return digest
-
-    def _with_entry(self, index: RawIndex, entry: Descriptor) -> RawIndex:
-        name = entry.annotations.get(REF_NAME_ANNOTATION)
-        kept = [
-            raw
-            for raw in index.manifests
-            if _entry(raw, self._reference).annotations.get(REF_NAME_ANNOTATION) != name
-        ]
-        entries: Sequence[msgspec.Raw] = (*kept, msgspec.Raw(msgspec.json.encode(entry)))
-        return msgspec.structs.replace(index, manifests=tuple(entries))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -238,13 +183,3 @@ class LayoutStore:
             yield
         finally:
             os.close(lock)
-
-
-def _entry(raw: msgspec.Raw, where: Reference) -> Descriptor:
-    try:
-        entry = msgspec.json.decode(raw, type=Descriptor)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise LayoutBroken(where=where, why=f"broken {INDEX_NAME}: {error}") from error
-    if not is_digest(entry.digest):
-        raise LayoutBroken(where=where, why=f"{INDEX_NAME}: '{shown(entry.digest)}' is not a sha256 digest")
-    return entry

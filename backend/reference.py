@@ -1,6 +1,7 @@
-"""How a user names an image: in a registry, in an OCI layout or in a bare directory.
+"""How a user names an image: in a registry, in an OCI layout, in an archive file or in a bare directory.
 
-The spelling is skopeo's: `HOST[:PORT]/REPOSITORY[:TAG|@DIGEST]`, `oci:DIR[:TAG]`, `dir:DIR`.
+The spelling is skopeo's: `HOST[:PORT]/REPOSITORY[:TAG|@DIGEST]`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`,
+`docker-archive:FILE[:NAME[:TAG]|:@NUMBER]`, `dir:DIR`.
 """
 
 import re
@@ -11,7 +12,7 @@ from typing import ClassVar
 from rafs.errors import NydusError
 
 DEFAULT_TAG = "latest"
-_EXAMPLE = "registry.example.com:5000/models/llama:v1, oci:DIR[:TAG] or dir:DIR"
+_EXAMPLE = "registry.example.com:5000/models/llama:v1, oci:DIR[:TAG], oci-archive:FILE[:TAG] or dir:DIR"
 
 # https://github.com/distribution/reference (regexp.go) and the OCI distribution spec, "Pulling manifests".
 _HOST = re.compile(
@@ -26,6 +27,7 @@ _LAYOUT_NAME = re.compile(
     r"[A-Za-z0-9]+(?:(?:[-._:@+]|--)[A-Za-z0-9]+)*(?:/[A-Za-z0-9]+(?:(?:[-._:@+]|--)[A-Za-z0-9]+)*)*"
 )
 _LONGEST_REPOSITORY = 255
+_NUMBER = re.compile(r"@[0-9]{1,6}")
 
 
 class InvalidReference(NydusError):
@@ -76,7 +78,30 @@ class DirReference:
         return f"dir:{self.directory}"
 
 
-Reference = RegistryReference | LayoutReference | DirReference
+@dataclass(frozen=True, slots=True)
+class OciArchiveReference:
+    """An image in a tar file of an OCI layout; without a tag, the only one in it."""
+
+    file: Path
+    tag: str | None = None
+
+    def __str__(self) -> str:
+        return f"oci-archive:{self.file}:{self.tag}" if self.tag else f"oci-archive:{self.file}"
+
+
+@dataclass(frozen=True, slots=True)
+class DockerArchiveReference:
+    """An image in a file of `docker save`: by its name, by its number ("@0"), or the only one in it."""
+
+    file: Path
+    name: str | None = None
+
+    def __str__(self) -> str:
+        return f"docker-archive:{self.file}:{self.name}" if self.name else f"docker-archive:{self.file}"
+
+
+ArchiveReference = OciArchiveReference | DockerArchiveReference
+Reference = RegistryReference | LayoutReference | DirReference | ArchiveReference
 
 
 def parse_reference(text: str) -> Reference:
@@ -88,7 +113,11 @@ def parse_reference(text: str) -> Reference:
         raise InvalidReference(text=repr(text)[1:-1], why="it has characters that cannot be printed")
     scheme, colon, rest = text.partition(":")
     if colon and scheme == "oci":
-        return _layout(text, rest)
+        return LayoutReference(*_path_and_tag(text, rest, "directory"))
+    if colon and scheme == "oci-archive":
+        return OciArchiveReference(*_path_and_tag(text, rest, "file"))
+    if colon and scheme == "docker-archive":
+        return _docker_archive(text, rest)
     if colon and scheme == "dir":
         if not rest:
             raise InvalidReference(text=text, why="no directory after 'dir:'")
@@ -97,10 +126,12 @@ def parse_reference(text: str) -> Reference:
 
 
 def absolute_reference(text: str) -> Reference:
-    """The parsed reference, its directory absolute; raises `InvalidReference`."""
+    """The parsed reference, its directory or file absolute; raises `InvalidReference`."""
     reference = parse_reference(text)
     if isinstance(reference, RegistryReference):
         return reference
+    if isinstance(reference, ArchiveReference):
+        return replace(reference, file=reference.file.absolute())
     return replace(reference, directory=reference.directory.absolute())
 
 
@@ -109,13 +140,35 @@ def is_tag(text: str) -> bool:
     return _TAG.fullmatch(text) is not None
 
 
-def _layout(text: str, rest: str) -> LayoutReference:
-    directory, colon, tag = rest.partition(":")  # as skopeo does: a directory with a colon cannot be named
-    if not directory:
-        raise InvalidReference(text=text, why="no directory after 'oci:'")
+def normal_name(name: str) -> str | None:
+    """The full form of a docker name: "app" is "docker.io/library/app:latest". None for no such name."""
+    host, slash, path = name.partition("/")
+    if not slash or not ("." in host or ":" in host or host == "localhost"):
+        host, path = "docker.io", name
+    repository, _, tag = path.partition(":")
+    if host in ("docker.io", "index.docker.io"):
+        host, repository = "docker.io", repository if "/" in repository else f"library/{repository}"
+    full = f"{host}/{repository}:{tag or DEFAULT_TAG}"
+    is_good = _HOST.fullmatch(host) and _REPOSITORY.fullmatch(repository) and is_tag(tag or DEFAULT_TAG)
+    return full if is_good and not path.endswith(":") else None
+
+
+def _path_and_tag(text: str, rest: str, kind: str) -> tuple[Path, str | None]:
+    path, colon, tag = rest.partition(":")  # as skopeo does: a path with a colon cannot be named
+    if not path:
+        raise InvalidReference(text=text, why=f"no {kind} after '{text.partition(':')[0]}:'")
     if colon and not _LAYOUT_NAME.fullmatch(tag) and not is_tag(tag):
         raise InvalidReference(text=text, why=f"'{tag}' is not a tag")
-    return LayoutReference(Path(directory), tag or None)
+    return Path(path), tag or None
+
+
+def _docker_archive(text: str, rest: str) -> DockerArchiveReference:
+    path, colon, name = rest.partition(":")
+    if not path:
+        raise InvalidReference(text=text, why="no file after 'docker-archive:'")
+    if colon and not _NUMBER.fullmatch(name) and normal_name(name) is None:
+        raise InvalidReference(text=text, why=f"'{name}' is neither NAME[:TAG] nor @NUMBER")
+    return DockerArchiveReference(Path(path), name or None)
 
 
 def _registry(text: str, rest: str) -> RegistryReference:

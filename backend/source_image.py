@@ -26,7 +26,7 @@ from backend.store import OciStore, StoredManifest
 
 CONFIG_SIZE_MAX_BYTES = 8 << 20
 _FOREIGN = ("nondistributable", "foreign")
-_TAR_TYPES = frozenset(
+TAR_TYPES = frozenset(
     f"application/vnd.{kind}"
     for kind in (
         "oci.image.layer.v1.tar",
@@ -42,6 +42,7 @@ _TAR_TYPES = frozenset(
         "docker.image.rootfs.foreign.diff.tar.gzip",
     )
 )
+"""Media types of layers that are tars, compressed or not."""
 
 
 class NotContainerImage(BackendError):
@@ -119,7 +120,7 @@ async def _read_image(
     store: OciStore, stored: StoredManifest, manifest: ImageManifest, named: Platform | None, where: str
 ) -> SourceImage:
     if any(layer.is_marked(BOOTSTRAP_ANNOTATION) for layer in manifest.layers):
-        raise NotContainerImage(where=where, what="already a Nydus image; copy it, or --reverse it")
+        raise NotContainerImage(where=where, what="already a Nydus image, where an ordinary one is needed")
     for layer in manifest.layers:
         _expect_tar_layer(layer, where)
     config = await read_small_blob(store, manifest.config, where)
@@ -131,7 +132,7 @@ def _expect_tar_layer(layer: Descriptor, where: str) -> None:
     if any(word in kind for word in _FOREIGN) and layer.urls:
         what = f"layer {layer.digest} is a foreign one ({shown(kind)}): its bytes are not in the registry"
         raise NotContainerImage(where=where, what=what)
-    if kind not in _TAR_TYPES:
+    if kind not in TAR_TYPES:
         raise NotContainerImage(
             where=where, what=f"layer {layer.digest} is of type '{shown(kind)}', which is no tar layer"
         )

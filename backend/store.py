@@ -1,4 +1,4 @@
-"""Where images live: one interface over registries, OCI layouts and bare directories."""
+"""Where images live: one interface over registries, OCI layouts, archive files and bare directories."""
 
 import enum
 from collections.abc import AsyncIterator, Callable
@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from backend.contract import BackendError, BlobReader
 from backend.manifest import Descriptor, Platform
-from backend.reference import DirReference, LayoutReference, Reference, parse_reference
+from backend.reference import (
+    DirReference,
+    DockerArchiveReference,
+    LayoutReference,
+    OciArchiveReference,
+    Reference,
+    parse_reference,
+)
 
 if TYPE_CHECKING:
     from backend.growing import GrowingFile
@@ -239,6 +246,16 @@ async def open_store(
         from backend.ocilayout import LayoutStore
 
         yield LayoutStore(reference, open_origin)
+    elif isinstance(reference, OciArchiveReference):
+        from backend.oci_archive import OciArchiveStore
+
+        async with OciArchiveStore.open(reference, open_origin) as archive:
+            yield archive
+    elif isinstance(reference, DockerArchiveReference):
+        from backend.docker_archive import DockerArchiveStore
+
+        async with DockerArchiveStore.open(reference) as saved:
+            yield saved
     else:
         from backend.registry import RegistryOptions
         from backend.registry_store import RegistryStore

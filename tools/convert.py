@@ -1,4 +1,4 @@
-"""`nydus-py convert`: a container image becomes a Nydus image, in a registry or a layout."""
+"""`nydus-py convert`: a container image becomes a Nydus image, in a registry, a layout or an archive."""
 
 import os
 import time
@@ -11,7 +11,14 @@ import typer
 
 from backend.manifest import Platform, this_platform
 from backend.publish import Transfer
-from backend.reference import DirReference, LayoutReference, Reference, RegistryReference, absolute_reference
+from backend.reference import (
+    DirReference,
+    DockerArchiveReference,
+    LayoutReference,
+    Reference,
+    RegistryReference,
+    absolute_reference,
+)
 from backend.source_image import find_source
 from backend.store import ImageStore, OciStore, PublishResult, open_store
 from builder.build_cache import BuildCache
@@ -106,14 +113,16 @@ def run(
     start = time.monotonic()
     settings = settings_of(ctx)
     origin, destination = absolute_reference(source), absolute_reference(target)
+    cache = absolute_reference(build_cache) if build_cache else None
     if reverse:
-        _expect_oci(destination)
+        _check_places(destination)
         _expect_alone("--reverse", both or with_referrer or all_platforms or bool(chunk_dict or build_cache))
         back = ReverseOptions(parse_platform(platform) if platform else this_platform(), layer_compression)
         made = run_async(lambda: reverse_image(source, destination, back, settings, start))
         emit(made, as_json=as_json, render=reverse_lines)
         return
-    _expect_oci(origin, destination)
+    _check_places(origin, destination)
+    _check_targets(destination, cache)
     cores = usable_cores(threads)
     options = ConvertOptions(
         build_options(compressor, level, digester, chunk_size, batch_size, prefetch or (), cores),
@@ -123,7 +132,6 @@ def run(
         is_referrer=with_referrer,
     )
     wanted = _wanted_platform(platform, all_platforms=all_platforms)
-    cache = absolute_reference(build_cache) if build_cache else None
     request = _Request(origin, destination, wanted, both, all_platforms, options, cache)
     report = run_async(lambda: _convert(request, settings, source, target, start))
     emit(report, as_json=as_json, render=_lines)
@@ -208,11 +216,20 @@ def _expect_alone(option: str, has_others: bool) -> None:
         raise InvalidOption(option=option, why="goes with none of the options that say what is to be made")
 
 
-def _expect_oci(*references: Reference) -> None:
+def _check_places(*references: Reference) -> None:
+    """Raises `InvalidOption` for a place that has no container images."""
     for reference in references:
         if isinstance(reference, DirReference):
-            why = f"{reference} holds no container images; use a registry or oci:DIR"
+            why = f"{reference} holds no container images; use a registry, oci:DIR or an archive"
             raise InvalidOption(option="convert", why=why)
+
+
+def _check_targets(destination: Reference, cache: Reference | None) -> None:
+    """Raises `InvalidOption` for a place that cannot take what is made."""
+    if isinstance(destination, DockerArchiveReference):
+        raise InvalidOption(option="convert", why=f"{destination} holds no Nydus images; use oci-archive:")
+    if not isinstance(cache, RegistryReference | LayoutReference | None):
+        raise InvalidOption(option="--build-cache", why=f"{cache} does not grow; use a registry or oci:DIR")
 
 
 def _is_same_place(origin: Reference, destination: Reference) -> bool:

@@ -35,7 +35,7 @@ def run(
     target: Annotated[str, typer.Argument(metavar="DST", help="Where to.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Copy an image between registries, layouts and directories; only missing blobs travel."""
+    """Copy an image between registries, layouts, archives and directories; only missing blobs travel."""
     options = settings_of(ctx).registry_options()
     origin, destination = absolute_reference(source), absolute_reference(target)
 

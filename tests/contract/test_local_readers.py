@@ -1,7 +1,9 @@
-"""The `BlobReader` contract over local files: a bare one, one in a directory image, one in a layout."""
+"""The `BlobReader` contract over local files: bare, in a directory image, in a layout, in an archive."""
 
 import errno
+import io
 import os
+import tarfile
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ import trio
 from backend.contract import BackendError, BlobReader, InPlaceReader, ShortRead
 from backend.fileblob import RWF_DONTCACHE, FileBlobReader
 from backend.ocidigest import digest_of
-from backend.reference import DirReference, LayoutReference, Reference
+from backend.reference import DirReference, LayoutReference, OciArchiveReference, Reference
 from backend.store import open_store
 from tests.contract.blob_reader_suite import MissingBlobContract
 
@@ -118,6 +120,28 @@ class TestLayoutReader(_StoredBlob):
 
     def reference(self, directory: Path) -> Reference:
         return LayoutReference(directory, "v1")
+
+
+class TestArchiveReader(MissingBlobContract):
+    def open_reader(self, content: bytes, tmp_path: Path) -> AbstractAsyncContextManager[BlobReader]:
+        blob_id = digest_of(content).removeprefix("sha256:")
+        return self._opened(tmp_path / "a.tar", content, blob_id)
+
+    def open_absent(self, tmp_path: Path) -> AbstractAsyncContextManager[BlobReader]:
+        return self._opened(tmp_path / "a.tar", b"another", ABSENT_ID)
+
+    @asynccontextmanager
+    async def _opened(self, path: Path, content: bytes, blob_id: str) -> AsyncIterator[BlobReader]:
+        name = f"blobs/sha256/{digest_of(content).removeprefix('sha256:')}"
+        with tarfile.open(path, "w") as archive:
+            for member, data in (("before", b"x" * 700), (name, content), ("behind", b"y" * 700)):
+                entry = tarfile.TarInfo(member)
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+        async with open_store(OciArchiveReference(path)) as store:
+            reader = store.open_blob(blob_id, len(content))
+            yield reader
+            await reader.aclose()
 
 
 del _StoredBlob  # it is no suite by itself

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import trio
 
+from backend.layout_index import INDEX_NAME, MARKER_NAME
 from backend.manifest import OCI_INDEX, OCI_MANIFEST, REF_NAME_ANNOTATION
 from backend.ocidigest import digest_of
-from backend.ocilayout import INDEX_NAME, MARKER_NAME, LayoutStore
+from backend.ocilayout import LayoutStore
 from backend.reference import LayoutReference
 from backend.store import ImageStore
 from tests.hostile import value_or_error

@@ -13,6 +13,9 @@ SEEDS = tuple(
         f"docker://localhost/a/b:v1@{_DIGEST}",
         "[::1]:5000/a:v1",
         "oci:some/layout:v1.0+x",
+        "oci-archive:some/file.tar:v1",
+        "docker-archive:some/file.tar:docker.io/library/app:v1",
+        "docker-archive:some/file.tar:@0",
         "dir:some/where",
     )
 )

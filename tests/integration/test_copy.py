@@ -1,4 +1,4 @@
-"""Copies of images between registries, layouts and directories."""
+"""Copies of images between registries, layouts, archives and directories."""
 
 import json
 import tracemalloc
@@ -12,7 +12,13 @@ from backend.credentials import NoCredentials
 from backend.manifest import OCI_INDEX, OCI_MANIFEST
 from backend.ocidigest import digest_of
 from backend.publishing import STAGING_PREFIX
-from backend.reference import DirReference, LayoutReference, Reference, RegistryReference
+from backend.reference import (
+    DirReference,
+    LayoutReference,
+    OciArchiveReference,
+    Reference,
+    RegistryReference,
+)
 from backend.registry import RegistryOptions
 from backend.store import BlobOutcome, ImageMetadata, NoProgress, PublishResult, open_store
 from tests.integration.registry_server import RegistryServer, registry_server
@@ -25,6 +31,7 @@ MakeReference = Callable[[RegistryServer, Path], Reference]
 PLACES: dict[str, MakeReference] = {
     "registry": lambda server, directory: RegistryReference(server.host, f"copy/{directory.name}", "v1"),
     "layout": lambda server, directory: LayoutReference(directory, "v1"),
+    "archive": lambda server, directory: OciArchiveReference(directory.with_suffix(".tar"), "v1"),
     "dir": lambda server, directory: DirReference(directory),
 }
 
@@ -45,7 +52,7 @@ async def test_every_way(
     anonymous_registry: RegistryServer, tmp_path: Path, source: str, target: str
 ) -> None:
     # Names of their own, since all the ways share one registry: nothing may be there already.
-    seed = 20 + 3 * list(PLACES).index(source) + list(PLACES).index(target)
+    seed = 100 + len(PLACES) * list(PLACES).index(source) + list(PLACES).index(target)
     image = make_image(tmp_path / "build", seed=seed)
     origin = PLACES[source](anonymous_registry, tmp_path / f"from-{source}-{target}")
     copied = PLACES[target](anonymous_registry, tmp_path / f"to-{source}-{target}")
@@ -62,7 +69,10 @@ async def test_every_way(
     mounted = 2 if source == target == "registry" else 0
     assert (result.blobs_uploaded, result.blobs_mounted) == (2 - mounted, mounted)
     again = await copy(origin, copied)
-    assert (again.blobs_skipped, again.bytes_uploaded) == (2, 0)
+    if target == "archive":  # the file is made anew
+        assert (again.blobs_skipped, again.bytes_uploaded) == (0, result.bytes_uploaded)
+    else:
+        assert (again.blobs_skipped, again.bytes_uploaded) == (2, 0)
     assert not list(tmp_path.rglob(f"{STAGING_PREFIX}*"))
 
 
@@ -110,7 +120,9 @@ async def test_index_is_copied_whole(anonymous_registry: RegistryServer, tmp_pat
     target = RegistryReference(anonymous_registry.host, "copy/index", "v1")
     result = await copy(LayoutReference(layout, "both"), target)
     assert (result.digest, result.blobs_uploaded) == (digest_of(index), 4)
-    back = await copy(target, LayoutReference(tmp_path / "back", "both"))
+    archive = OciArchiveReference(tmp_path / "both.tar", "both")
+    assert (await copy(target, archive)).digest == digest_of(index)
+    back = await copy(archive, LayoutReference(tmp_path / "back", "both"))
     assert back.digest == digest_of(index)
     for digest in contents:
         assert (tmp_path / "back/blobs/sha256" / digest.removeprefix("sha256:")).exists()
@@ -132,16 +144,17 @@ class Heard:
         self.events.append(("finished", outcome))
 
 
-@pytest.mark.parametrize("target", ["registry", "layout"])
+@pytest.mark.parametrize("target", ["registry", "layout", "archive"])
+@pytest.mark.parametrize("source", ["layout", "archive"])
 async def test_memory_does_not_grow_with_the_blob(
-    anonymous_registry: RegistryServer, tmp_path: Path, target: str
+    anonymous_registry: RegistryServer, tmp_path: Path, source: str, target: str
 ) -> None:
     size_bytes = 96 << 20
-    image = make_image(tmp_path / "build", blob_sizes=(size_bytes,), seed=60)
-    async with open_store(LayoutReference(tmp_path / "layout", "v1")) as origin:
+    image = make_image(tmp_path / "build", blob_sizes=(size_bytes,), seed=60 + (source == "layout"))
+    async with open_store(PLACES[source](anonymous_registry, tmp_path / "origin")) as origin:
         await origin.publish(image, NoProgress())
         heard = Heard()
-        reference = PLACES[target](anonymous_registry, tmp_path / f"memory-{target}")
+        reference = PLACES[target](anonymous_registry, tmp_path / f"memory-{source}-{target}")
         async with open_store(reference, OPTIONS) as store:
             tracemalloc.start()
             try:

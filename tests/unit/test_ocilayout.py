@@ -8,9 +8,9 @@ import pytest
 import trio
 
 from backend.contract import BackendError, BlobNotFound
+from backend.layout_index import LayoutBroken, NoSuchTag
 from backend.manifest import NotNydusImage
 from backend.ocidigest import DigestMismatch, digest_of
-from backend.ocilayout import LayoutBroken, NoSuchTag
 from backend.publishing import STAGING_PREFIX, DiskFull
 from backend.reference import LayoutReference
 from backend.store import BlobFile, ImageFiles, ImageMetadata, NoProgress, PublishResult, open_store

@@ -8,10 +8,14 @@ from hypothesis import strategies as st
 
 from backend.reference import (
     DirReference,
+    DockerArchiveReference,
     InvalidReference,
     LayoutReference,
+    OciArchiveReference,
     Reference,
     RegistryReference,
+    absolute_reference,
+    normal_name,
     parse_reference,
 )
 
@@ -37,6 +41,8 @@ REFERENCES: st.SearchStrategy[Reference] = st.one_of(
     st.builds(RegistryReference, HOSTS, REPOSITORIES, TAGS, DIGESTS),
     st.builds(LayoutReference, DIRECTORIES, st.none() | TAGS),
     st.builds(DirReference, DIRECTORIES),
+    st.builds(OciArchiveReference, DIRECTORIES, st.none() | TAGS),
+    st.builds(DockerArchiveReference, DIRECTORIES, st.none() | REPOSITORIES | st.just("@0")),
 )
 
 
@@ -45,7 +51,12 @@ def test_what_is_printed_is_parsed_again(reference: Reference) -> None:
     assert parse_reference(str(reference)) == reference
 
 
-@given(st.text(max_size=60) | st.from_regex(r"(oci:|dir:|docker://)?[a-z.:/@\[\]-]{0,40}", fullmatch=True))
+@given(
+    st.text(max_size=60)
+    | st.from_regex(
+        r"(oci:|oci-archive:|docker-archive:|dir:|docker://)?[a-z.:/@\[\]-]{0,40}", fullmatch=True
+    )
+)
 @example("")
 @example("/")
 @example("oci:")
@@ -78,6 +89,12 @@ def test_any_text_is_a_reference_or_one_line_of_complaint(text: str) -> None:
             "oci:layout:docker.io/library/alpine:3",
             LayoutReference(Path("layout"), "docker.io/library/alpine:3"),
         ),
+        ("oci-archive:a.tar", OciArchiveReference(Path("a.tar"))),
+        ("oci-archive:/srv/a.tar:v1", OciArchiveReference(Path("/srv/a.tar"), "v1")),
+        ("docker-archive:a.tar", DockerArchiveReference(Path("a.tar"))),
+        ("docker-archive:a.tar:app:v1", DockerArchiveReference(Path("a.tar"), "app:v1")),
+        ("docker-archive:a.tar:r.x:5000/app", DockerArchiveReference(Path("a.tar"), "r.x:5000/app")),
+        ("docker-archive:a.tar:@1", DockerArchiveReference(Path("a.tar"), "@1")),
         ("dir:/srv/with:colon", DirReference(Path("/srv/with:colon"))),
         ("dir:.", DirReference(Path("."))),
     ],
@@ -110,6 +127,13 @@ def test_good_ones(text: str, expected: Reference) -> None:
         ("oci::v1", "no directory"),
         ("oci:x:", "not a tag"),
         ("dir:", "no directory"),
+        ("oci-archive:", "no file after 'oci-archive:'"),
+        ("oci-archive:a.tar:", "not a tag"),
+        ("docker-archive::app", "no file after 'docker-archive:'"),
+        ("docker-archive:a.tar:", "neither NAME"),
+        ("docker-archive:a.tar:@x", "neither NAME"),
+        ("docker-archive:a.tar:App", "neither NAME"),
+        (f"docker-archive:a.tar:app@{DIGEST}", "neither NAME"),
         ("r.example.com/a\n", "cannot be printed"),
     ],
 )
@@ -122,3 +146,30 @@ def test_a_digest_wins_over_a_tag() -> None:
     assert RegistryReference("h.x", "a", "v1", DIGEST).manifest_key == DIGEST
     assert RegistryReference("h.x", "a", "v1").manifest_key == "v1"
     assert RegistryReference("h.x", "a").manifest_key == "latest"
+
+
+def test_files_become_absolute_too() -> None:
+    for text in ("oci-archive:a.tar:v1", "docker-archive:a.tar:app:v1"):
+        reference = absolute_reference(text)
+        assert str(reference) == text.replace("a.tar", str(Path.cwd() / "a.tar"))
+
+
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("app", "docker.io/library/app:latest"),
+        ("app:v1", "docker.io/library/app:v1"),
+        ("me/app", "docker.io/me/app:latest"),
+        ("docker.io/app:v1", "docker.io/library/app:v1"),
+        ("index.docker.io/app", "docker.io/library/app:latest"),
+        ("localhost/app", "localhost/app:latest"),
+        ("r.x:5000/a/b:v1", "r.x:5000/a/b:v1"),
+        ("", None),
+        ("app:", None),
+        ("App", None),
+        ("a//b", None),
+        ("app:-v1", None),
+    ],
+)
+def test_names_that_docker_shortens(name: str, full: str | None) -> None:
+    assert normal_name(name) == full

@@ -42,7 +42,8 @@ OTHERS_PAUSE_S = 0.2
 class ConvertOptions:
     """How images are converted. `parallel` layers are built at a time; `build` serves each of them.
 
-    With `is_referrer` the new image names the old one as its subject.
+    With `is_referrer` the new image names the old one as its subject. With `keeps_layers` gzip layers stay
+    the blobs that they are, and only an index of them is made.
     """
 
     build: BuildOptions
@@ -50,6 +51,7 @@ class ConvertOptions:
     dictionaries: tuple[DictionaryImage, ...] = ()
     is_one_of_two: bool = False
     is_referrer: bool = False
+    keeps_layers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,9 @@ class ImageConverter:
     async def _provide(self, layer: Descriptor) -> ConvertedLayer:
         """A layer whose blobs are in the target."""
         options = self._options
-        key = self._cache.key(layer.digest, options.build, self._dictionary_digests)
+        key = self._cache.key(
+            layer.digest, options.build, self._dictionary_digests, is_kept=options.keeps_layers
+        )
         while (known := await self._find(key)) is None:
             self._cache.forget(key)
             try:
@@ -185,7 +189,8 @@ class ImageConverter:
     async def _build(self, layer: Descriptor, key: str) -> ConvertedLayer:
         label = f"layer {layer.digest.removeprefix('sha256:')[:12]}"
         work_dir = self._cache.work_dir(key)
-        task = LayerTask(label, work_dir, self._options.build, self._options.dictionaries)
+        options = self._options
+        task = LayerTask(label, work_dir, options.build, options.dictionaries, options.keeps_layers)
         reader = self._source.open_content(layer.digest, layer.size_bytes)
         try:
             built = await self._build_and_send(task, layer, reader)
@@ -194,7 +199,8 @@ class ImageConverter:
         finally:
             with trio.CancelScope(shield=True):
                 await reader.aclose()
-        return await trio.to_thread.run_sync(self._cache.add, key, built)
+        holders = (str(self._source.reference),) if options.keeps_layers else ()
+        return await trio.to_thread.run_sync(self._cache.add, key, built, holders)
 
     async def _build_and_send(self, task: LayerTask, layer: Descriptor, reader: BlobReader) -> BuiltImage:
         """Builds a layer; its blob is on its way to the target meanwhile."""

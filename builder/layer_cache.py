@@ -92,8 +92,13 @@ class LayerCache:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def key(self, layer_digest: str, options: BuildOptions, dictionaries: Sequence[str]) -> str:
-        """Names the layer as made from that source in that way; `dictionaries` are digests of bootstraps."""
+    def key(
+        self, layer_digest: str, options: BuildOptions, dictionaries: Sequence[str], *, is_kept: bool
+    ) -> str:
+        """Names the layer as made from that source in that way; `dictionaries` are digests of bootstraps.
+
+        With `is_kept` the source itself is the blob.
+        """
         how = (
             _FORMAT,
             layer_digest,
@@ -103,6 +108,7 @@ class LayerCache:
             options.level,
             options.digester.value,
             *dictionaries,
+            *(("kept",) if is_kept else ()),
         )
         return hashlib.sha256(repr(how).encode()).hexdigest()[:32]
 
@@ -121,12 +127,15 @@ class LayerCache:
         files = [layer.bootstrap, *(directory / blob_meta_name(blob.blob_id) for blob in record.blobs)]
         return layer if all(file.is_file() for file in files) else None
 
-    def add(self, key: str, built: BuiltImage) -> ConvertedLayer:
-        """Takes a layer's files out of its work directory, which goes. Raises `CannotWrite`."""
+    def add(self, key: str, built: BuiltImage, holders: tuple[str, ...] = ()) -> ConvertedLayer:
+        """Takes a layer's files out of its work directory, which goes; `holders` have its blob already.
+
+        Raises `CannotWrite`.
+        """
         blobs = tuple(
             LayerBlob(blob.blob_id, blob.size_bytes, blob.source or "") for blob in built.files.blobs
         )
-        record = LayerRecord(blobs, built.statistics.bytes_in)
+        record = LayerRecord(blobs, built.statistics.bytes_in, holders)
         with staging_directory(self.directory) as staging:
             unpacked = staging / key
             with reporting_writes(unpacked):

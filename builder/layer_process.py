@@ -6,6 +6,7 @@ input. It answers with the path of the blob's file, with counters now and then, 
 """
 
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -17,6 +18,7 @@ from builder.layer_tree import LayerTree
 from builder.options import BuildOptions
 from builder.pipeline import PipelineCounters
 from builder.tarball import STANDARD_INPUT
+from builder.zran_build import index_stream
 from rafs.errors import NydusError
 
 PROGRESS_S = 0.1
@@ -25,12 +27,16 @@ PROGRESS_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class LayerTask:
-    """What is to be built: `label` names the layer in messages, `work_dir` is for this layer alone."""
+    """What is to be built: `label` names the layer in messages, `work_dir` is for this layer alone.
+
+    With `is_kept` the layer stays the blob that it is, and only an index of it is made.
+    """
 
     label: str
     work_dir: Path
     options: BuildOptions
     dictionaries: tuple[DictionaryImage, ...] = ()
+    is_kept: bool = False
 
 
 def main(arguments: list[str]) -> None:
@@ -47,9 +53,13 @@ def main(arguments: list[str]) -> None:
             connection.send(counters)
 
     try:
-        with Build(task.work_dir, task.options, task.dictionaries, show, LayerTree) as build:
-            connection.send(build.blob_path)
-            answer: object = build.run(Path(STANDARD_INPUT), task.label)
+        if task.is_kept:
+            stream = sys.stdin.buffer
+            answer: object = index_stream(stream, task.label, task.work_dir, task.options, show)
+        else:
+            with Build(task.work_dir, task.options, task.dictionaries, show, LayerTree) as build:
+                connection.send(build.blob_path)
+                answer = build.run(Path(STANDARD_INPUT), task.label)
     except NydusError as error:
         answer = error
     try:

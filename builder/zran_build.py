@@ -1,11 +1,15 @@
 """A build that leaves its source as it is: the gzip layer itself is the data blob of the image."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from backend.store import BlobFile, ImageFiles
 from builder.build import BuildStatistics, BuiltImage, reporting_full_disk
+from builder.journal import WorkDirectory
+from builder.layer_tree import LayerTree
 from builder.options import BuildOptions
 from builder.pipeline import PipelineCounters
 from builder.worker import SourceUnreadable
@@ -28,7 +32,23 @@ def build_in_place(
     return BuiltImage(_image_files(layer, source), _statistics(layer))
 
 
-def _image_files(layer: ZranLayer, source: Path) -> ImageFiles:
+def index_stream(
+    stream: BinaryIO,
+    label: str,
+    work_dir: Path,
+    options: BuildOptions,
+    on_progress: Callable[[PipelineCounters], None],
+) -> BuiltImage:
+    """Indexes one gzip layer of a container image, in a work directory that it locks.
+
+    The bootstrap has the marks of `layer_marks`. Raises as `index_layer`, `BuildRunning`, `DiskFull`.
+    """
+    with reporting_full_disk(work_dir), contextlib.closing(WorkDirectory(work_dir)):
+        layer = index_layer(stream, label, work_dir, options, on_progress, LayerTree)
+    return BuiltImage(_image_files(layer, None), _statistics(layer))
+
+
+def _image_files(layer: ZranLayer, source: Path | None) -> ImageFiles:
     if layer.meta is None:
         return ImageFiles(layer.bootstrap, ())
     blob = BlobFile(layer.digest, layer.size, source, layer.meta, rafs_blob=layer.rafs_blob)

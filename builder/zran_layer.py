@@ -53,8 +53,9 @@ def index_layer(
     work_dir: Path,
     options: BuildOptions,
     on_progress: Callable[[PipelineCounters], None] = lambda counters: None,
+    tar_tree: type[TarTree] = TarTree,
 ) -> ZranLayer:
-    """Reads the gzip layer `stream` once, and writes an image of it into `work_dir`, which is empty.
+    """Reads the gzip layer `stream` once, and writes an image of it into `work_dir`, which nobody else uses.
 
     `name` is the layer's in messages. Of the options, chunk size, digester and prefetch patterns are used.
     Raises `BrokenGzip`, `InvalidArchive`, `CannotIndex`, `ImageTooLarge`, `NoZlib`, and what reading raises.
@@ -69,7 +70,7 @@ def index_layer(
         windows = stack.enter_context(tempfile.TemporaryFile(dir=work_dir))
         writer = ZranWriter(indexer, rows, cast("BinaryIO", windows), options)
         reader = _LayerReader(indexer, writer, dedup, options, on_progress)
-        tree = stack.enter_context(TarTree(name, work_dir / "tree"))
+        tree = stack.enter_context(tar_tree(name, work_dir / "tree"))
         table = reader.read(tree, name)
         rafs_blob, meta = work_dir / "rafs.blob", work_dir / "blob.meta"
         entry = writer.finish(source.hexdigest(), source.size, rafs_blob, meta)

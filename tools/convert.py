@@ -47,6 +47,7 @@ from tools.convert_options import (
     BothOption,
     BuildCacheOption,
     LayerCompressionOption,
+    NoCopyOption,
     ParallelOption,
     PlatformOption,
     ReverseOption,
@@ -89,6 +90,7 @@ def run(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Where the image goes.")],
     both: BothOption = False,
     with_referrer: WithReferrerOption = False,
+    no_copy: NoCopyOption = False,
     reverse: ReverseOption = False,
     layer_compression: LayerCompressionOption = LayerCompression.GZIP,
     platform: PlatformOption = None,
@@ -116,13 +118,15 @@ def run(
     cache = absolute_reference(build_cache) if build_cache else None
     if reverse:
         _check_places(destination)
-        _expect_alone("--reverse", both or with_referrer or all_platforms or bool(chunk_dict or build_cache))
+        others = both or with_referrer or no_copy or all_platforms or bool(chunk_dict or build_cache)
+        _expect_alone("--reverse", others)
         back = ReverseOptions(parse_platform(platform) if platform else this_platform(), layer_compression)
         made = run_async(lambda: reverse_image(source, destination, back, settings, start))
         emit(made, as_json=as_json, render=reverse_lines)
         return
     _check_places(origin, destination)
     _check_targets(destination, cache)
+    _expect_alone("--no-copy", no_copy and bool(chunk_dict))
     cores = usable_cores(threads)
     options = ConvertOptions(
         build_options(compressor, level, digester, chunk_size, batch_size, prefetch or (), cores),
@@ -130,6 +134,7 @@ def run(
         fetch_dictionaries(chunk_dict or [], settings),
         is_one_of_two=both,
         is_referrer=with_referrer,
+        keeps_layers=no_copy,
     )
     wanted = _wanted_platform(platform, all_platforms=all_platforms)
     request = _Request(origin, destination, wanted, both, all_platforms, options, cache)
@@ -213,7 +218,7 @@ def _wanted_platform(text: str | None, *, all_platforms: bool) -> Platform | Non
 
 def _expect_alone(option: str, has_others: bool) -> None:
     if has_others:
-        raise InvalidOption(option=option, why="goes with none of the options that say what is to be made")
+        raise InvalidOption(option=option, why="does not go with options that say what is made")
 
 
 def _check_places(*references: Reference) -> None:

@@ -12,6 +12,10 @@ BothOption = Annotated[bool, typer.Option("--both", help="An index of the image 
 WithReferrerOption = Annotated[
     bool, typer.Option("--with-referrer", help="Have the new image name the original as its subject.")
 ]
+NoCopyOption = Annotated[
+    bool,
+    typer.Option("--no-copy", help="Leave gzip layers as they are: only an index of them is made."),
+]
 ReverseOption = Annotated[
     bool, typer.Option("--reverse", help="The other way: an ordinary image of a Nydus one.")
 ]

@@ -134,6 +134,49 @@ def test_a_build_cache_serves_hosts_that_keep_nothing(
     assert (code, "something else has this name" in line) == (63, True)
 
 
+def test_gzip_layers_stay_the_blobs_that_they_are(
+    tmp_path: Path, machine: Machine, layout: Layout, anonymous_registry: RegistryServer
+) -> None:
+    """Only an index is added: in the registry of the original, and in another place."""
+    if shutil.which("skopeo") is None:
+        pytest.skip("not installed: skopeo")
+    tars = [Layer().add("f", noise(3 * MIB)).tar(), Layer().add("g", b"g" * 100_000).whiteout("h").tar()]
+    members = b"".join(gzip.compress(tars[1][at : at + 30_000]) for at in range(0, len(tars[1]), 30_000))
+    blobs = [gzipped(tars[0]), Blob(OCI_LAYER + "+gzip", members)]
+    original = layout.image(list(zip(tars, blobs, strict=True)), tag="v1")
+    name = f"{anonymous_registry.host}/convert/kept"
+    push = ["skopeo", "copy", "-q", "--insecure-policy", "--preserve-digests", "--dest-tls-verify=false"]
+    subprocess.run([*push, f"oci:{layout.path}:v1", f"docker://{name}:v1"], check=True)
+    report = machine.json("convert", f"{name}:v1", f"{name}:v1-ref", "--no-copy")
+    assert (report["blobs_uploaded"], report["blobs_skipped"]) == (0, 2)
+    assert isinstance(report["bytes_uploaded"], int)
+    assert report["bytes_uploaded"] < 100_000
+    inspected = machine.json("inspect", f"{name}:v1-ref")["blobs"]
+    assert isinstance(inspected, list)
+    assert [f"sha256:{blob['id']}" for blob in inspected] == [blob.digest for blob in blobs]
+    other = f"{anonymous_registry.host}/convert/elsewhere:v1"
+    assert machine.json("convert", f"{name}:v1", other, "--no-copy")["blobs_mounted"] == 2
+    copied = f"oci:{machine.directory}/copied:v1"
+    machine.nydus("copy", other, copied)
+    for reference in (f"{name}:v1-ref", other, copied):
+        machine.nydus("check", "--deep", reference)
+        machine.nydus("unpack", reference, tmp_path / "out")
+        assert (tmp_path / "out/f").read_bytes() == noise(3 * MIB)
+        assert (tmp_path / "out/g").read_bytes() == b"g" * 100_000
+        shutil.rmtree(tmp_path / "out")
+    raw = ["skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{name}:v1"]
+    assert subprocess.run(raw, check=True, capture_output=True).stdout == original.data
+
+
+def test_layers_that_cannot_be_kept(machine: Machine, layout: Layout) -> None:
+    tar = Layer().add("f", b"f").tar()
+    layout.image([(tar, Blob(OCI_LAYER, tar))], tag="v1")
+    code, line = machine.failure(
+        "convert", f"oci:{layout.path}:v1", f"oci:{machine.directory}/out:v1", "--no-copy"
+    )
+    assert (code, "gzip" in line) == (66, True), line
+
+
 def test_every_kind_of_layer(machine: Machine, layout: Layout) -> None:
     tars = [Layer().add(f"f{number}", noise(100_000, number)).tar() for number in range(5)]
     members = b"".join(gzip.compress(tars[3][at : at + 30_000]) for at in range(0, len(tars[3]), 30_000))

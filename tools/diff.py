@@ -10,8 +10,7 @@ import msgspec
 import typer
 
 from backend.extents import ExtentIndex
-from backend.manifest import ImageManifest, nydus_layers, parse_document
-from backend.metadata import MANIFEST_NAME
+from backend.metadata import layers_of
 from backend.store import ImageMetadata
 from builder.diff import Aspect, Change, Difference, compare_trees
 from builder.diff_fetch import BlobNeed, chunks_to_fetch
@@ -166,13 +165,9 @@ def _bootstrap_bytes(before: ImageMetadata, after: ImageMetadata) -> int:
 
 def _bootstrap_layer(metadata: ImageMetadata) -> tuple[str, int]:
     """Digest and size in bytes of the bootstrap layer, or of the files that would be in one."""
-    manifest = metadata.directory / MANIFEST_NAME
-    if manifest.exists():
-        where = str(manifest)
-        document = parse_document(manifest.read_bytes(), where)
-        assert isinstance(document, ImageManifest), "only manifests are kept beside a bootstrap"
-        layer = nydus_layers(document, where).bootstrap
-        return layer.digest, layer.size_bytes
+    layers = layers_of(metadata)
+    if layers is not None:
+        return layers.bootstrap.digest, layers.bootstrap.size_bytes
     files = [metadata.bootstrap_path, *(file.path for file in metadata.blob_meta_paths)]
     return metadata.digest, sum(path.stat().st_size for path in files)
 

@@ -30,6 +30,8 @@ BLOB_ANNOTATION = "containerd.io/snapshot/nydus-blob"
 BOOTSTRAP_ANNOTATION = "containerd.io/snapshot/nydus-bootstrap"
 FS_VERSION_ANNOTATION = "containerd.io/snapshot/nydus-fs-version"
 REFERENCE_BLOBS_ANNOTATION = "containerd.io/snapshot/nydus-reference-blob-ids"
+SOURCE_LAYER_ANNOTATION = "containerd.io/snapshot/nydus-ref"
+"""At a blob that is only an index into a layer of an ordinary image: that layer's digest."""
 REF_NAME_ANNOTATION = "org.opencontainers.image.ref.name"
 
 FS_VERSION = "6"
@@ -293,6 +295,15 @@ def bootstrap_descriptor(digest: str, size_bytes: int, reference_blob_ids: Seque
     if reference_blob_ids:
         annotations[REFERENCE_BLOBS_ANNOTATION] = msgspec.json.encode(list(reference_blob_ids)).decode()
     return Descriptor(LAYER_GZIP, digest, size_bytes, annotations)
+
+
+def reference_blob_ids_of(bootstrap: Descriptor, where: str) -> tuple[str, ...]:
+    """The blobs that came from chunk dictionaries, by the bootstrap layer. Raises `ManifestBroken`."""
+    try:
+        text = bootstrap.annotations.get(REFERENCE_BLOBS_ANNOTATION, "[]")
+        return tuple(msgspec.json.decode(text, type=list[str]))
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
+        raise ManifestBroken(where=where, why=f"{REFERENCE_BLOBS_ANNOTATION}: {error}") from error
 
 
 def build_config(target: Platform, blobs: Sequence[Descriptor], bootstrap_diff_id: str) -> bytes:

@@ -35,6 +35,7 @@ from backend.manifest import (
     NydusLayers,
     Platform,
     choose_manifests,
+    is_nydus_entry,
     nydus_layers,
     parse_document,
 )
@@ -127,6 +128,42 @@ def metadata_at(images_dir: Path, digest: str) -> ImageMetadata | None:
         if (blob_id := blob_id_of(path.name)) is not None
     ]
     return ImageMetadata(digest, directory, bootstrap, tuple(tables))
+
+
+def layers_of(metadata: ImageMetadata) -> NydusLayers | None:
+    """The layers of an image by the manifest kept with its metadata; None for one from a bare directory.
+
+    Raises `ManifestBroken` and `NotNydusImage` for a manifest that was changed since.
+    """
+    path = metadata.directory / MANIFEST_NAME
+    if not path.exists():
+        return None
+    document = parse_document(path.read_bytes(), str(path))
+    if isinstance(document, ImageIndex):
+        raise ManifestBroken(where=path, why="an index and should be a manifest")
+    return nydus_layers(document, str(path))
+
+
+async def find_companion(store: OciStore, image: ImageMetadata) -> str | None:
+    """Digest of the ordinary image for the same platform, where `store` names an index that has both.
+
+    Raises what the store raises, and `ManifestBroken`.
+    """
+    where = str(store.reference)
+    stored = await store.get_manifest()
+    if stored.digest == image.digest:
+        return None
+    document = parse_document(stored.data, where)
+    if isinstance(document, ImageManifest):
+        return None
+    own = next((entry for entry in document.manifests if entry.digest == image.digest), None)
+    if own is None or own.platform is None:
+        return None
+    for entry in document.manifests:
+        is_ordinary = entry.digest != image.digest and not is_nydus_entry(entry)
+        if is_ordinary and entry.platform is not None and own.platform.runs(entry.platform):
+            return entry.digest
+    return None
 
 
 def _remove_damaged(directory: Path) -> bool:

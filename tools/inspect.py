@@ -2,11 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
+from backend.manifest import SOURCE_LAYER_ANNOTATION, reference_blob_ids_of
+from backend.metadata import find_companion, layers_of
+from backend.reference import DirReference, absolute_reference
+from backend.store import OciStore
 from rafs.blob_table import BlobEntry
+from rafs.chunk_usage import BlobUsage, chunk_usage
 from tools.image import OpenImage, open_image
 from tools.output import JsonOption, emit
 from tools.runtime import run_async
@@ -16,7 +21,11 @@ from tools.sizes import format_size
 
 @dataclass(frozen=True, slots=True)
 class BlobReport:
-    """One data blob. Sizes in bytes: as it lies in the registry, and decoded."""
+    """One data blob. Sizes in bytes: as it lies in the registry, and decoded.
+
+    `used_*` is what this image uses of it: chunks, decoded bytes, share of the decoded blob (0..1).
+    `is_reference` says that a chunk dictionary gave it, `source_layer` which ordinary layer it only indexes.
+    """
 
     id: str
     size_bytes: int
@@ -24,11 +33,16 @@ class BlobReport:
     chunks: int
     compressor: str
     features: tuple[str, ...]
+    used_chunks: int
+    used_decoded_bytes: int
+    used_ratio: float
+    is_reference: bool
+    source_layer: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class ImageReport:
-    """What `inspect` tells."""
+    """What `inspect` tells. `companion` is the digest of the ordinary image beside it in one index."""
 
     reference: str
     digest: str
@@ -41,6 +55,7 @@ class ImageReport:
     chunks: int
     prefetch_files: int
     blobs: tuple[BlobReport, ...]
+    companion: str | None
 
 
 def run(
@@ -53,15 +68,29 @@ def run(
 
     async def inspect() -> ImageReport:
         async with open_image(reference, settings) as image:
-            return report_of(reference, image)
+            companion = None
+            if not isinstance(absolute_reference(reference), DirReference):
+                companion = await find_companion(cast(OciStore, image.store), image.metadata)
+            return report_of(reference, image, companion)
 
     emit(run_async(inspect), as_json=as_json, render=_lines)
 
 
-def report_of(reference: str, image: OpenImage) -> ImageReport:
+def report_of(reference: str, image: OpenImage, companion: str | None) -> ImageReport:
     """Reads the report out of an image's metadata."""
     bootstrap = image.bootstrap
-    blobs = tuple(_blob_report(blob) for blob in bootstrap.blobs)
+    layers = layers_of(image.metadata)
+    annotations = {layer.hex: layer.annotations for layer in layers.blobs} if layers else {}
+    references = reference_blob_ids_of(layers.bootstrap, reference) if layers else ()
+    blobs = tuple(
+        _blob_report(
+            blob,
+            usage,
+            is_reference=blob.blob_id in references,
+            source_layer=annotations.get(blob.blob_id, {}).get(SOURCE_LAYER_ANNOTATION),
+        )
+        for blob, usage in zip(bootstrap.blobs, chunk_usage(bootstrap), strict=True)
+    )
     return ImageReport(
         reference=reference,
         digest=image.metadata.digest,
@@ -74,10 +103,13 @@ def report_of(reference: str, image: OpenImage) -> ImageReport:
         chunks=sum(blob.chunks for blob in blobs),
         prefetch_files=len(bootstrap.prefetch_nids),
         blobs=blobs,
+        companion=companion,
     )
 
 
-def _blob_report(blob: BlobEntry) -> BlobReport:
+def _blob_report(
+    blob: BlobEntry, usage: BlobUsage, *, is_reference: bool, source_layer: str | None
+) -> BlobReport:
     return BlobReport(
         id=blob.blob_id,
         size_bytes=blob.compressed_size,
@@ -85,6 +117,11 @@ def _blob_report(blob: BlobEntry) -> BlobReport:
         chunks=blob.chunk_count,
         compressor=blob.compressor.name.lower(),
         features=tuple(feature.name.lower() for feature in blob.features if feature.name),
+        used_chunks=usage.chunks,
+        used_decoded_bytes=usage.decoded_bytes,
+        used_ratio=round(usage.ratio, 4),
+        is_reference=is_reference,
+        source_layer=source_layer,
     )
 
 
@@ -101,9 +138,20 @@ def _lines(report: ImageReport) -> Iterator[str]:
     )
     if report.prefetch_files:
         yield f"prefetch   {report.prefetch_files} files first"
+    if report.companion:
+        yield f"index      of this image and the ordinary one, {report.companion}"
     for blob in report.blobs:
         yield f"  {blob.id}"
         yield (
             f"    {format_size(blob.size_bytes)}, {blob.chunks} chunks, {blob.compressor},"
             f" {', '.join(blob.features) or 'no features'}"
         )
+        if blob.used_chunks != blob.chunks:
+            yield (
+                f"    used: {blob.used_chunks} chunks, {format_size(blob.used_decoded_bytes)}"
+                f" ({blob.used_ratio:.1%})"
+            )
+        if blob.is_reference:
+            yield "    from a chunk dictionary"
+        if blob.source_layer:
+            yield f"    index into layer {blob.source_layer}"

@@ -57,6 +57,11 @@ VERBS = {
         "nydus-py check --deep 127.0.0.1:5000/models/llama:v1",
     ),
     "inspect": Verb("inspect", "Show what an image consists of.", "nydus-py inspect --json oci:./layout:v1"),
+    "diff": Verb(
+        "diff",
+        "Show what differs between two images, and what a host with one fetches for the other.",
+        "nydus-py diff 127.0.0.1:5000/app:v1-nydus 127.0.0.1:5000/app:v2-nydus",
+    ),
     "ls": Verb("ls", "List files of an image.", "nydus-py ls -l 127.0.0.1:5000/models/llama:v1 /"),
     "cat": Verb(
         "cat",
@@ -67,11 +72,6 @@ VERBS = {
         "unpack",
         "Write all files of an image into a directory, or as a tar stream.",
         "nydus-py unpack 127.0.0.1:5000/models/llama:v1 - | tar -t",
-    ),
-    "diff": Verb(
-        "diff",
-        "Show what a new version changes, and what it costs a host that has the old one.",
-        "nydus-py diff 127.0.0.1:5000/app:v1 127.0.0.1:5000/app:v2",
     ),
     "merge": Verb(
         "merge",

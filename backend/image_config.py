@@ -65,14 +65,16 @@ def reversed_config(nydus: bytes, diff_id: str, where: str) -> bytes:
     return _with_layers(config, [diff_id], result)
 
 
-def merged_config(nydus: bytes, diff_ids: Sequence[str], where: str) -> bytes:
+def merged_config(
+    nydus: bytes, diff_ids: Sequence[str], where: str, created_by: str = "nydus-py merge"
+) -> bytes:
     """The config of a Nydus image with these layers, the bootstrap last, made from that of another one.
 
     What is to run stays; the history is that of a merge, as no entry of the old one has its layer any more.
     """
     config = read_config(nydus, where)
     comments = ["Nydus Blob Layer"] * (len(diff_ids) - 1) + ["Nydus Bootstrap Layer"]
-    return _with_layers(config, diff_ids, [_entry(comment, "nydus-py merge") for comment in comments])
+    return _with_layers(config, diff_ids, [_entry(comment, created_by) for comment in comments])
 
 
 def _numbered_history(

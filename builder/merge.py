@@ -15,7 +15,7 @@ from typing import ClassVar
 from builder.dedup import DedupIndex
 from builder.layer_marks import HAS_LINKS, IMPLIED, LINK, OPAQUE, is_whiteout, unmarked
 from builder.path_tree import ROOT, Found, PathInvalid, PathTree
-from builder.prefetch_patterns import PrefetchPatterns
+from builder.prefetch_patterns import PrefetchPaths, PrefetchPatterns
 from builder.row_spool import RowSpool
 from rafs.blob_table import BLOBS_MAX, BlobEntry
 from rafs.bootstrap import Bootstrap
@@ -64,8 +64,11 @@ class _Blob:
 class LayerMerge:
     """Takes layers from the lowest to the highest. A context manager: leaving it removes temporary files."""
 
-    def __init__(self, work_dir: Path) -> None:
+    def __init__(self, work_dir: Path, *, has_marks: bool = True) -> None:
+        """Without `has_marks` nothing is taken for a mark of `layer_marks`: it is one whole image."""
         self._work_dir = work_dir
+        self._has_marks = has_marks
+        self._preferred: list[Path] = []
         self._tree = PathTree(work_dir / "merge-tree")
         self._layers: list[Path] = []
         self._blobs: list[_Blob] = []
@@ -92,7 +95,13 @@ class LayerMerge:
             except PathInvalid as error:
                 raise LayersUnfit(number=len(self._layers), why=str(error)) from error
 
-    def write(self, output: Path, prefetch: PrefetchPatterns) -> MergedImage:
+    def prefer(self, chunks: Path) -> None:
+        """Takes chunks from the blobs of that bootstrap, whose files do not count, before all others."""
+        self._preferred.append(chunks)
+        with Bootstrap.open(chunks) as bootstrap:
+            self._expect_fit(bootstrap)
+
+    def write(self, output: Path, prefetch: PrefetchPatterns | PrefetchPaths) -> MergedImage:
         """Writes the bootstrap of what is there. Raises `ImageTooLarge`."""
         if not self._layers:
             raise LayersUnfit(number=0, why="an image has at least one layer")
@@ -157,9 +166,9 @@ class LayerMerge:
             xattrs = bootstrap.xattrs(inode) if inode.has_xattrs else {}
             if inode.is_dir:
                 self._add_directory(parts, inode, xattrs)
-            elif is_whiteout(inode.mode, inode.rdev):
+            elif self._has_marks and is_whiteout(inode.mode, inode.rdev):
                 self._hide(parts)
-            elif LINK in xattrs:
+            elif self._has_marks and LINK in xattrs:
                 found = lower[xattrs[LINK]]
                 self._tree.put(parts, found.node, found.kind)
             elif inode.nid in links:
@@ -170,12 +179,14 @@ class LayerMerge:
                     links[inode.nid] = node
 
     def _add_directory(self, parts: list[bytes], inode: Inode, xattrs: dict[bytes, bytes]) -> None:
-        if IMPLIED in xattrs:  # made when something is put into it, which whiteouts are not
+        if (
+            self._has_marks and IMPLIED in xattrs
+        ):  # made when something is put into it, which whiteouts are not
             node = self._tree.find_directory(parts)
         else:
             node = self._tree.put(parts, self._new_node(), stat.S_IFDIR) if parts else ROOT
-            self._tree.describe(node, _attributes(inode), xattrs=_packed(xattrs, parts))
-        if OPAQUE in xattrs and node is not None:
+            self._tree.describe(node, _attributes(inode), xattrs=self._packed(xattrs, parts))
+        if self._has_marks and OPAQUE in xattrs and node is not None:
             self._tree.empty(node)
 
     def _hide(self, parts: list[bytes]) -> None:
@@ -187,7 +198,7 @@ class LayerMerge:
         """What the layer's hard links to lower layers lead to, before the layer changes anything."""
         found: dict[bytes, Found] = {}
         root = bootstrap.root()
-        if not root.has_xattrs or HAS_LINKS not in bootstrap.xattrs(root):
+        if not self._has_marks or not root.has_xattrs or HAS_LINKS not in bootstrap.xattrs(root):
             return found
         for path, inode in bootstrap.walk():
             target = bootstrap.xattrs(inode).get(LINK) if inode.has_xattrs else None
@@ -220,7 +231,7 @@ class LayerMerge:
             node,
             _attributes(inode),
             symlink=bootstrap.readlink(inode) if inode.is_symlink else b"",
-            xattrs=_packed(xattrs, parts),
+            xattrs=self._packed(xattrs, parts),
             first_address=first_address,
         )
         return node
@@ -231,6 +242,10 @@ class LayerMerge:
         if self._room < 0:
             why = "its files have more chunks than it has room for their addresses"
             raise LayersUnfit(number=len(self._layers), why=why)
+
+    def _packed(self, xattrs: dict[bytes, bytes], parts: list[bytes]) -> bytes:
+        own = unmarked(xattrs) if self._has_marks else xattrs
+        return pack_xattrs(own, os.fsdecode(b"/" + b"/".join(parts))) if own else b""
 
     def _new_node(self) -> int:
         self._last_node += 1
@@ -248,6 +263,8 @@ class LayerMerge:
         """Gives every wanted chunk its place, the lowest layer's first, and spools the rows of the table."""
         dedup = DedupIndex(self._work_dir / "merge-dedup")
         try:
+            for chunks in self._preferred:
+                self._place_preferred(chunks, dedup, rows)
             for number, layer in enumerate(self._layers, start=1):
                 with Bootstrap.open(layer) as bootstrap:
                     numbers = [self._numbers[entry.blob_id] for entry in bootstrap.blobs]
@@ -260,6 +277,18 @@ class LayerMerge:
             if _WANTED in blob.final:
                 why = f"no row for chunk {blob.final.index(_WANTED)} of blob {blob.entry.blob_id}"
                 raise LayersUnfit(number=0, why=why)
+
+    def _place_preferred(self, chunks: Path, dedup: DedupIndex, rows: RowSpool) -> None:
+        with Bootstrap.open(chunks) as bootstrap:
+            numbers = [self._numbers[entry.blob_id] for entry in bootstrap.blobs]
+            for row in map(bytes, bootstrap.chunk_rows()):
+                digest, blob_index, _, _, _, _, uncompressed_offset, _, index, _ = ROW.unpack(row)
+                number = numbers[blob_index]
+                if dedup.claim(digest):
+                    address = _pack(number, index, uncompressed_offset)
+                    self._blobs[number].final[index] = address
+                    dedup.place_at(digest, address)
+                    rows.append(at_blob(row, number))
 
     def _place_chunk(
         self, row: bytes, numbers: Sequence[int], layer: int, dedup: DedupIndex, rows: RowSpool
@@ -317,11 +346,6 @@ def _attributes(inode: Inode) -> Attributes:
         inode.mtime_ns,
         inode.rdev,
     )
-
-
-def _packed(xattrs: dict[bytes, bytes], parts: list[bytes]) -> bytes:
-    own = unmarked(xattrs)
-    return pack_xattrs(own, os.fsdecode(b"/" + b"/".join(parts))) if own else b""
 
 
 def _compressor(bootstrap: Bootstrap) -> Compressor:

@@ -55,3 +55,19 @@ def first_ones_first(rows: Sequence[int], chosen: Sequence[int]) -> Iterator[int
     yield from chosen
     taken = set(chosen)
     yield from (row for row in rows if row not in taken)
+
+
+class PrefetchPaths:
+    """The very files that an image names already, first ones first."""
+
+    def __init__(self, paths: Sequence[bytes]) -> None:
+        self._paths = paths
+
+    def __bool__(self) -> bool:
+        return bool(self._paths)
+
+    def select(self, table: InodeTable) -> list[int]:
+        """The rows of those files."""
+        wanted = set(self._paths)
+        rows = {path: row for row in range(len(table)) if (path := table.path(row)) in wanted}
+        return [table.target[rows[path]] for path in self._paths if path in rows]

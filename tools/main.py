@@ -78,6 +78,11 @@ VERBS = {
         "Put Nydus images on top of each other and push what they are together.",
         "nydus-py merge 127.0.0.1:5000/models/all:v1 127.0.0.1:5000/base:v1 127.0.0.1:5000/llama:v1",
     ),
+    "compact": Verb(
+        "compact",
+        "Write an image again without the chunks that no file uses.",
+        "nydus-py compact 127.0.0.1:5000/app:v9 127.0.0.1:5000/app:v9-small",
+    ),
     "copy": Verb(
         "copy",
         "Copy an image between registries and layouts; only missing blobs travel.",

@@ -134,6 +134,8 @@ def test_archives_are_converted(tmp_path: Path, machine: Machine, layout: Layout
         target = f"oci-archive:{tmp_path / f'nydus-{file}'}:v1"
         report = machine.json("convert", f"{kind}:{tmp_path / file}", target, "--both")
         assert report["layers"] == len(_diff_ids(layout))
+        again = machine.json("convert", f"{kind}:{tmp_path / file}", target, "--both")
+        assert (again["layers_converted"], again["digest"]) == (0, report["digest"])
         machine.nydus("check", "--deep", target)
         machine.nydus("unpack", target, tmp_path / f"tree-{file}")
         assert describe_tree(tmp_path / f"tree-{file}") == wanted

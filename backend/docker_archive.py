@@ -7,7 +7,6 @@ Written is a new file with one image, never into one that is there, as skopeo do
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import msgspec
 import trio
@@ -15,9 +14,9 @@ import trio
 from backend.archive_file import ArchiveFile, MemberReader
 from backend.compression import START_BYTES, compression_of
 from backend.contract import BlobNotFound, BlobReader
+from backend.disk_store import OciDiskStore
 from backend.docker_archive_writer import DockerArchiveWriter
 from backend.docker_listing import LISTING_NAME, SavedImage, parse_listing
-from backend.fileblob import READERS_MAX, open_file_blob
 from backend.manifest import (
     LAYER_GZIP,
     LAYER_TAR,
@@ -29,15 +28,13 @@ from backend.manifest import (
     diff_ids_of,
     parse_document,
     shown,
-    this_platform,
 )
-from backend.metadata import fetch_oci_metadata
 from backend.ocidigest import DigestMismatch, digest_of
-from backend.reference import DockerArchiveReference, Reference, normal_name
+from backend.reference import DockerArchiveReference, normal_name
 from backend.store import (
     CannotPublish,
     ImageFiles,
-    ImageMetadata,
+    OpenOrigin,
     PublishProgress,
     PublishResult,
     StoredManifest,
@@ -54,45 +51,30 @@ class _Image(msgspec.Struct, frozen=True):
     blobs: dict[str, Member]
 
 
-class DockerArchiveStore:
+class DockerArchiveStore(OciDiskStore[DockerArchiveReference]):
     """An `OciStore` over one archive file, for ordinary images. Made by `open`."""
 
-    def __init__(self, reference: DockerArchiveReference) -> None:
-        self._reference = reference
+    def __init__(self, reference: DockerArchiveReference, open_origin: OpenOrigin) -> None:
+        super().__init__(reference, open_origin)
         self._where = str(reference)
         self._archive = ArchiveFile(reference.file, self._where)
-        self._limiter = trio.CapacityLimiter(READERS_MAX)
         self._writer = DockerArchiveWriter(reference.file.resolve(), self._where)
         self._lock = trio.Lock()
         self._image: _Image | None = None
 
-    def __repr__(self) -> str:
-        return f"<DockerArchiveStore {self._reference}>"
-
     @classmethod
     @asynccontextmanager
-    async def open(cls, reference: DockerArchiveReference) -> AsyncIterator["DockerArchiveStore"]:
+    async def open(
+        cls, reference: DockerArchiveReference, open_origin: OpenOrigin
+    ) -> AsyncIterator["DockerArchiveStore"]:
         """The store; the file is opened when it is first read, and closed with the context."""
-        store = cls(reference)
+        store = cls(reference, open_origin)
         try:
             yield store
         finally:
             store._writer.close()
             with trio.CancelScope(shield=True):
                 await store._archive.aclose()
-
-    @property
-    def reference(self) -> Reference:
-        """What names the image."""
-        return self._reference
-
-    async def fetch_metadata(self, images_dir: Path) -> ImageMetadata:
-        """Raises `NotNydusImage`: docker keeps none."""
-        return await fetch_oci_metadata(self, images_dir, this_platform())
-
-    def open_blob(self, blob_id: str, size_bytes: int) -> BlobReader:
-        """A reader of a data blob."""
-        return self.open_content(f"sha256:{blob_id}", size_bytes)
 
     async def get_manifest(self, digest: str | None = None) -> StoredManifest:
         """The manifest that was made for the image; all of its layers are read for that, once.
@@ -136,18 +118,6 @@ class DockerArchiveStore:
         """Whether the blob is in the file that is being written."""
         await trio.lowlevel.checkpoint()
         return digest in self._writer
-
-    async def mount_blob(self, digest: str, origin: Reference) -> bool:
-        """Archives share nothing."""
-        await trio.lowlevel.checkpoint()
-        return False
-
-    async def put_file(
-        self, descriptor: Descriptor, path: Path, on_bytes: Callable[[int], None], *, may_link: bool = False
-    ) -> None:
-        """See `BlobTarget`."""
-        async with open_file_blob(path, self._limiter) as reader:
-            await self.put_stream(descriptor, reader, on_bytes)
 
     async def put_stream(
         self, descriptor: Descriptor, reader: BlobReader, on_bytes: Callable[[int], None]

@@ -6,13 +6,12 @@ put there, and appears when that is complete. So `has_blob` speaks of the file t
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import trio
 
 from backend.archive_file import ArchiveFile, MemberReader
 from backend.contract import BlobReader
-from backend.fileblob import READERS_MAX, open_file_blob
+from backend.disk_store import OciDiskStore
 from backend.layout_index import (
     EMPTY_INDEX,
     INDEX_NAME,
@@ -26,36 +25,25 @@ from backend.layout_index import (
     parse_index,
     with_entry,
 )
-from backend.manifest import Descriptor, this_platform
-from backend.metadata import fetch_oci_metadata
+from backend.manifest import Descriptor
 from backend.ocidigest import check_digest, digest_of
-from backend.publish import publish_oci_image
-from backend.reference import OciArchiveReference, Reference
+from backend.reference import OciArchiveReference
 from backend.store import (
     CannotPublish,
-    ImageFiles,
-    ImageMetadata,
     OpenOrigin,
-    PublishProgress,
-    PublishResult,
     StoredManifest,
 )
 from backend.tar_writer import TarWriter
 
 
-class OciArchiveStore:
+class OciArchiveStore(OciDiskStore[OciArchiveReference]):
     """An `OciStore` over one archive file. Made by `open`."""
 
     def __init__(self, reference: OciArchiveReference, open_origin: OpenOrigin) -> None:
-        self._reference = reference
-        self._open_origin = open_origin
+        super().__init__(reference, open_origin)
         self._archive = ArchiveFile(reference.file, str(reference))
         self._replaced: list[ArchiveFile] = []
-        self._limiter = trio.CapacityLimiter(READERS_MAX)
         self._writer = TarWriter(reference.file.resolve())
-
-    def __repr__(self) -> str:
-        return f"<OciArchiveStore {self._reference}>"
 
     @classmethod
     @asynccontextmanager
@@ -71,23 +59,6 @@ class OciArchiveStore:
             with trio.CancelScope(shield=True):
                 for archive in (store._archive, *store._replaced):
                     await archive.aclose()
-
-    @property
-    def reference(self) -> Reference:
-        """What names the image."""
-        return self._reference
-
-    async def fetch_metadata(self, images_dir: Path) -> ImageMetadata:
-        """See `ImageStore`."""
-        return await fetch_oci_metadata(self, images_dir, this_platform())
-
-    def open_blob(self, blob_id: str, size_bytes: int) -> BlobReader:
-        """A reader of a data blob."""
-        return self.open_content(f"sha256:{blob_id}", size_bytes)
-
-    async def publish(self, image: ImageFiles, progress: PublishProgress) -> PublishResult:
-        """See `ImageStore`; the file is replaced as the last step."""
-        return await publish_oci_image(self, image, self._open_origin, progress)
 
     async def get_manifest(self, digest: str | None = None) -> StoredManifest:
         """See `OciStore`."""
@@ -130,18 +101,6 @@ class OciArchiveStore:
         """Whether the blob is in the file that is being written."""
         await trio.lowlevel.checkpoint()
         return blob_name(digest) in self._writer
-
-    async def mount_blob(self, digest: str, origin: Reference) -> bool:
-        """Archives share nothing."""
-        await trio.lowlevel.checkpoint()
-        return False
-
-    async def put_file(
-        self, descriptor: Descriptor, path: Path, on_bytes: Callable[[int], None], *, may_link: bool = False
-    ) -> None:
-        """See `BlobTarget`; a file cannot be linked into another."""
-        async with open_file_blob(path, self._limiter) as reader:
-            await self.put_stream(descriptor, reader, on_bytes)
 
     async def put_stream(
         self, descriptor: Descriptor, reader: BlobReader, on_bytes: Callable[[int], None]

@@ -13,7 +13,8 @@ from pathlib import Path
 import trio
 
 from backend.contract import BlobNotFound, BlobReader
-from backend.fileblob import READERS_MAX, FileBlobReader, has_content, link_blob, open_file_blob, store_blob
+from backend.disk_store import OciDiskStore
+from backend.fileblob import FileBlobReader, has_content, link_blob, store_blob
 from backend.layout_index import (
     EMPTY_INDEX,
     INDEX_NAME,
@@ -27,16 +28,13 @@ from backend.layout_index import (
     parse_index,
     with_entry,
 )
-from backend.manifest import MANIFEST_SIZE_MAX_BYTES, Descriptor, this_platform
-from backend.metadata import fetch_oci_metadata
+from backend.manifest import MANIFEST_SIZE_MAX_BYTES, Descriptor
 from backend.ocidigest import check_digest, digest_of
-from backend.publish import publish_oci_image
 from backend.publishing import reporting_writes, staging_directory, write_atomically
 from backend.raw_index import RawIndex
-from backend.reference import LayoutReference, Reference
+from backend.reference import LayoutReference
 from backend.store import (
     ImageFiles,
-    ImageMetadata,
     OpenOrigin,
     PublishProgress,
     PublishResult,
@@ -44,35 +42,17 @@ from backend.store import (
 )
 
 
-class LayoutStore:
+class LayoutStore(OciDiskStore[LayoutReference]):
     """An `OciStore` over one layout."""
 
     def __init__(self, reference: LayoutReference, open_origin: OpenOrigin) -> None:
-        self._reference = reference
+        super().__init__(reference, open_origin)
         self._directory = reference.directory
-        self._open_origin = open_origin
-        self._limiter = trio.CapacityLimiter(READERS_MAX)
-
-    def __repr__(self) -> str:
-        return f"<LayoutStore {self._reference}>"
-
-    @property
-    def reference(self) -> Reference:
-        """What names the image."""
-        return self._reference
-
-    async def fetch_metadata(self, images_dir: Path) -> ImageMetadata:
-        """See `ImageStore`."""
-        return await fetch_oci_metadata(self, images_dir, this_platform())
-
-    def open_blob(self, blob_id: str, size_bytes: int) -> BlobReader:
-        """A reader of a data blob."""
-        return self.open_content(f"sha256:{blob_id}", size_bytes)
 
     async def publish(self, image: ImageFiles, progress: PublishProgress) -> PublishResult:
         """See `ImageStore`; `index.json` is replaced last, entries with other tags stay."""
         await trio.to_thread.run_sync(self._prepare)
-        return await publish_oci_image(self, image, self._open_origin, progress)
+        return await super().publish(image, progress)
 
     async def get_manifest(self, digest: str | None = None) -> StoredManifest:
         """See `OciStore`."""
@@ -91,11 +71,6 @@ class LayoutStore:
         """See `BlobTarget`; all of the file is read, since a damaged one must not be published again."""
         return await trio.to_thread.run_sync(has_content, self._blob_path(digest), digest, size_bytes)
 
-    async def mount_blob(self, digest: str, origin: Reference) -> bool:
-        """Layouts share nothing."""
-        await trio.lowlevel.checkpoint()
-        return False
-
     async def put_file(
         self, descriptor: Descriptor, path: Path, on_bytes: Callable[[int], None], *, may_link: bool = False
     ) -> None:
@@ -105,8 +80,7 @@ class LayoutStore:
         if may_link and await link_blob(path, final, self._directory):
             on_bytes(descriptor.size_bytes)
             return
-        async with open_file_blob(path, self._limiter) as reader:
-            await self.put_stream(descriptor, reader, on_bytes)
+        await super().put_file(descriptor, path, on_bytes)
 
     async def put_stream(
         self, descriptor: Descriptor, reader: BlobReader, on_bytes: Callable[[int], None]

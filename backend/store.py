@@ -254,7 +254,7 @@ async def open_store(
     elif isinstance(reference, DockerArchiveReference):
         from backend.docker_archive import DockerArchiveStore
 
-        async with DockerArchiveStore.open(reference) as saved:
+        async with DockerArchiveStore.open(reference, open_origin) as saved:
             yield saved
     else:
         from backend.registry import RegistryOptions

@@ -20,6 +20,7 @@ from backend.manifest import NYDUS_CONFIG, OCI_CONFIG, Descriptor
 from backend.pieces import first_failure
 from backend.publish import ImageDescription, Transfer, send_image
 from backend.publishing import reporting_writes, staging_directory
+from backend.reference import ArchiveReference
 from backend.source_image import SourceImage
 from backend.store import BlobFile, ImageFiles, OciStore, OpenOrigin
 from backend.upload import ContentIdentity
@@ -104,6 +105,11 @@ class ImageConverter:
         converted = sum(layer.is_new for layer in layers)
         return ConvertedImage(manifest, len(layers), converted, merged.inodes, merged.bytes_in)
 
+    def note_published(self) -> None:
+        """To be called when the target's reference names the image: an archive has nothing before."""
+        for layer in self.provided.values():
+            layer.note_holder(str(self._target.reference))
+
     async def _make(self, image: SourceImage, staging: Path) -> tuple[list[ConvertedLayer], MergedImage]:
         """All layers, lowest first, and what they are together. Equal ones are built once.
 
@@ -149,7 +155,8 @@ class ImageConverter:
         async with self._sending:
             for blob in known.blobs:
                 await self._transfer.send_blob(known.blob_file(blob), self._open_origin, may_link=True)
-        known.note_holder(str(self._target.reference))
+        if not isinstance(self._target.reference, ArchiveReference):
+            known.note_holder(str(self._target.reference))
         self.provided[key], self.sources[key] = known, layer.digest
         return known
 

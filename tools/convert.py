@@ -202,6 +202,7 @@ async def _convert(
                 digest = await publish_index(target, conversions, ())
             else:
                 digest = await publish_single(target, conversions[0])
+            converter.note_published()
             if build_cache is not None:
                 await build_cache.save(converter.provided, converter.sources)
     return _report(source_text, target_text, conversions, transfer.result(digest), time.monotonic() - start)

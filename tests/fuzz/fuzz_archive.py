@@ -62,7 +62,7 @@ async def _read(path: Path) -> None:
             stored = await layout.get_manifest()
             assert f"sha256:{hashlib.sha256(stored.data).hexdigest()}" == stored.digest
     with value_or_error():
-        async with DockerArchiveStore.open(DockerArchiveReference(path)) as saved:
+        async with DockerArchiveStore.open(DockerArchiveReference(path), _no_other_image) as saved:
             made = await saved.get_manifest()
             for layer in json.loads(made.data)["layers"]:
                 assert await saved.open_content(layer["digest"], None).size() == layer["size"]

@@ -14,7 +14,7 @@ from tests.integration.cli_machine import Machine, unmount_anyway
 from tests.integration.registry_server import RegistryServer
 from tests.integration.test_layers_against_umoci import busy_layers
 from tests.integration.test_mount_pyfuse3 import noise
-from tests.oci_images import OCI_INDEX, Layer, Layout
+from tests.oci_images import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Layer, Layout
 from tests.tree_compare import describe_tree
 
 MIB = 1 << 20
@@ -134,11 +134,33 @@ def test_archives_are_converted(tmp_path: Path, machine: Machine, layout: Layout
         target = f"oci-archive:{tmp_path / f'nydus-{file}'}:v1"
         report = machine.json("convert", f"{kind}:{tmp_path / file}", target, "--both")
         assert report["layers"] == len(_diff_ids(layout))
+        again = machine.json("convert", f"{kind}:{tmp_path / file}", target, "--both")
+        assert (again["layers_converted"], again["digest"]) == (0, report["digest"])
         machine.nydus("check", "--deep", target)
         machine.nydus("unpack", target, tmp_path / f"tree-{file}")
         assert describe_tree(tmp_path / f"tree-{file}") == wanted
         original = json.loads(skopeo("inspect", "--raw", target))["manifests"][0]
         assert original["platform"] == {"architecture": "amd64", "os": "linux"}
+
+
+def test_a_conversion_that_failed_before_the_archive_was_there_goes_on(
+    tmp_path: Path, machine: Machine
+) -> None:
+    """What is in an unfinished archive is nowhere: the converted layers must not be given away to it."""
+    layout = Layout(tmp_path / "source")
+    sound = layout.image([Layer().add("f", noise(MIB))], tag="sound")
+    manifest = json.loads(sound.data)
+    config = {"architecture": "amd64", "os": "linux", "rootfs": "none"}
+    manifest["config"] = layout.put_json(OCI_CONFIG, config).descriptor()
+    layout.tag(layout.put_json(OCI_MANIFEST, manifest), "broken")
+    target = f"oci-archive:{tmp_path / 'a.tar'}"
+    code, line = machine.failure("convert", f"oci:{layout.path}:broken", target)
+    assert (code, "config" in line) == (47, True), line
+    assert not (tmp_path / "a.tar").exists()
+    assert machine.json("convert", f"oci:{layout.path}:sound", target)["layers_converted"] == 0
+    kept = [path for path in (machine.directory / "cache/layers").rglob("*") if path.stat().st_size >= MIB]
+    assert kept == [], "the archive has the blobs now"
+    machine.nydus("check", "--deep", target)
 
 
 @pytest.fixture

@@ -29,14 +29,12 @@ from builder.build_cache import BuildCache
 from builder.chunk_dict import DictionaryImage
 from builder.journal import BuildRunning
 from builder.layer_build import build_layer
-from builder.layer_cache import ConvertedLayer, LayerCache
+from builder.layer_cache import OTHERS_PAUSE_S, ConvertedLayer, LayerCache
 from builder.layer_process import LayerTask
 from builder.merge import LayerMerge, MergedImage
 from builder.options import BuildOptions
 from builder.pipeline import PipelineCounters
 from builder.prefetch_patterns import PrefetchPatterns
-
-OTHERS_PAUSE_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,18 +143,19 @@ class ImageConverter:
         key = self._cache.key(
             layer.digest, options.build, self._dictionary_digests, is_kept=options.keeps_layers
         )
-        while (known := await self._find(key)) is None:
-            self._cache.forget(key)
-            try:
-                known = await self._build(layer, key)
-                break
-            except BuildRunning:  # another conversion has the layer under way: what it makes will do
-                await trio.sleep(OTHERS_PAUSE_S)
-        async with self._sending:
-            for blob in known.blobs:
-                await self._transfer.send_blob(known.blob_file(blob), self._open_origin, may_link=True)
-        if not isinstance(self._target.reference, ArchiveReference):
-            known.note_holder(str(self._target.reference))
+        async with self._cache.locked(key):
+            while (known := await self._find(key)) is None:
+                self._cache.forget(key)
+                try:
+                    known = await self._build(layer, key)
+                    break
+                except BuildRunning:  # by what a killed conversion has left, which ends by itself
+                    await trio.sleep(OTHERS_PAUSE_S)
+            async with self._sending:
+                for blob in known.blobs:
+                    await self._transfer.send_blob(known.blob_file(blob), self._open_origin, may_link=True)
+            if not isinstance(self._target.reference, ArchiveReference):
+                known.note_holder(str(self._target.reference))
         self.provided[key], self.sources[key] = known, layer.digest
         return known
 

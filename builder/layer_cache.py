@@ -4,13 +4,17 @@ A directory for each: the layer's bootstrap, the chunk tables of its blobs, a re
 until they are in the target. It appears by a rename, whole.
 """
 
+import fcntl
 import hashlib
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import trio
 
 from backend.bootstrap_layer import BOOTSTRAP_NAME, blob_meta_name
 from backend.publishing import (
@@ -25,6 +29,8 @@ from builder.build import BuiltImage
 from builder.options import BuildOptions
 
 RECORD_NAME = "layer.json"
+OTHERS_PAUSE_S = 0.2
+"""Between looks whether another conversion is done with a layer."""
 _FORMAT = 1
 """Of the layer bootstraps; layers made in another one are not found."""
 
@@ -112,6 +118,23 @@ class LayerCache:
         )
         return hashlib.sha256(repr(how).encode()).hexdigest()[:32]
 
+    @asynccontextmanager
+    async def locked(self, key: str) -> AsyncIterator[None]:
+        """Keeps other conversions from a layer, from the look for it until its blobs are in the target.
+
+        Waits for one that has it; what that makes will do. Raises `CannotWrite`.
+        """
+        path = self.directory / f"{key}.lock"
+        with reporting_writes(path):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while not _is_locked(lock):  # noqa: ASYNC110  # another process has it
+                await trio.sleep(OTHERS_PAUSE_S)
+            yield
+        finally:
+            os.close(lock)
+
     def work_dir(self, key: str) -> Path:
         """Where that layer is made."""
         return self.directory / f"{key}.work"
@@ -168,3 +191,11 @@ class LayerCache:
     def forget(self, key: str) -> None:
         """Removes a layer."""
         shutil.rmtree(self.directory / key, ignore_errors=True)
+
+
+def _is_locked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -4,6 +4,7 @@ An artifact whose layers are, for each converted layer, a package of its bootstr
 data blob. Its annotations on packages are those of Nydus's cache images where they mean the same.
 """
 
+import logging
 import tempfile
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from backend.publish import Transfer
 from backend.publishing import reporting_writes, staging_directory
 from backend.store import BlobFile, NoProgress, OciStore, OpenOrigin
 from builder.layer_cache import ConvertedLayer, LayerCache, LayerRecord
+
+log = logging.getLogger(__name__)
 
 ARTIFACT_TYPE = "application/vnd.nydus-py.build-cache.v1+json"
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
@@ -70,13 +73,21 @@ class BuildCache:
                 self._packages[key] = layer
 
     async def fetch(self, key: str, cache: LayerCache) -> ConvertedLayer | None:
-        """Brings a layer's metadata into the cache of this host; None where it is not known.
+        """Brings a layer's metadata into the cache of this host; None where it is not known or not to be had.
 
-        Raises what stores raise, and `LayerBroken`.
+        A cache that cannot give what it names costs time, and a WARNING: the layer is converted again.
         """
         package = self._packages.get(key)
         if package is None:
             return None
+        try:
+            return await self._fetch(key, package, cache)
+        except BackendError as error:
+            log.warning("layer %s is converted again: %s", key, error)
+            del self._packages[key]
+            return None
+
+    async def _fetch(self, key: str, package: Descriptor, cache: LayerCache) -> ConvertedLayer:
         record = self._record(package)
         with staging_directory(cache.directory) as staging:
             unpacked = staging / key

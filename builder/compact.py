@@ -22,8 +22,8 @@ from builder.prefetch_patterns import PrefetchPaths
 from builder.repack import Repack
 from rafs.blob_table import BlobFeatures
 from rafs.bootstrap import Bootstrap
-from rafs.chunk import ROW, ChunkRef
-from rafs.chunk_usage import chunk_usage
+from rafs.chunk import ChunkRef
+from rafs.record import BLOCK_SIZE, round_up
 
 _UNTOUCHABLE = BlobFeatures.ZRAN | BlobFeatures.TARFS | BlobFeatures.ENCRYPTED | BlobFeatures.EXTERNAL
 _BATCH_BYTES = 4 << 20
@@ -58,10 +58,11 @@ class CompactResult:
 def blobs_to_repack(bootstrap: Bootstrap, sizes: dict[str, int], options: CompactOptions) -> list[int]:
     """Indexes of the blobs that give way; `sizes` in bytes by blob ID."""
     chosen, small = [], []
-    for blob, usage in zip(bootstrap.blobs, chunk_usage(bootstrap), strict=True):
-        if blob.features & _UNTOUCHABLE or not usage.chunks:
+    used = used_bytes(bootstrap)
+    for blob in bootstrap.blobs:
+        if blob.features & _UNTOUCHABLE or not used[blob.index]:
             continue
-        if usage.ratio < options.min_used_ratio:
+        if used[blob.index] < options.min_used_ratio * blob.uncompressed_size:
             chosen.append(blob.index)
         elif sizes.get(blob.blob_id, blob.compressed_size) < options.small_blob_bytes:
             small.append(blob.index)
@@ -69,10 +70,28 @@ def blobs_to_repack(bootstrap: Bootstrap, sizes: dict[str, int], options: Compac
     return sorted(chosen + small) if chosen or len(small) > 1 else []
 
 
+def used_bytes(bootstrap: Bootstrap) -> list[int]:
+    """Of each blob, the decoded bytes that files use, in whole blocks as they lie.
+
+    The files are read and not the chunk table: that of a build also has chunks of files that were replaced.
+    """
+    used = [0] * len(bootstrap.blobs)
+    for ref in used_chunks(bootstrap, range(len(used))):
+        size = bootstrap.chunk_digests(ref.blob_index).row(ref.chunk_index).uncompressed_size
+        used[ref.blob_index] += round_up(size, BLOCK_SIZE)
+    return used
+
+
 def used_chunks(bootstrap: Bootstrap, blobs: Sequence[int]) -> list[ChunkRef]:
-    """Addresses of the chunks of `blobs` that the image uses, in the order of the blobs."""
+    """Addresses of the chunks of `blobs` that files use, in the order of the blobs."""
     wanted = set(blobs)
-    found = [(row[1], row[8], row[6]) for row in ROW.iter_unpack(bootstrap.chunk_table) if row[1] in wanted]
+    found = {
+        (ref.blob_index, ref.chunk_index, ref.uncompressed_offset)
+        for _, inode in bootstrap.walk()
+        if inode.is_file
+        for ref in bootstrap.chunk_refs(inode)
+        if ref.blob_index in wanted
+    }
     return [ChunkRef(*place) for place in sorted(found)]
 
 

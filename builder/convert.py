@@ -7,7 +7,7 @@ are made by the builds and the merge, so the image does not depend on who was fi
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
@@ -103,10 +103,11 @@ class ImageConverter:
         converted = sum(layer.is_new for layer in layers)
         return ConvertedImage(manifest, len(layers), converted, merged.inodes, merged.bytes_in)
 
-    def note_published(self) -> None:
+    async def note_published(self) -> None:
         """To be called when the target's reference names the image: an archive has nothing before."""
-        for layer in self.provided.values():
-            layer.note_holder(str(self._target.reference))
+        for key, layer in self.provided.items():
+            async with self._cache.locked(key):
+                layer.note_holder(str(self._target.reference))
 
     async def _make(self, image: SourceImage, staging: Path) -> tuple[list[ConvertedLayer], MergedImage]:
         """All layers, lowest first, and what they are together. Equal ones are built once.
@@ -172,12 +173,14 @@ class ImageConverter:
     async def _is_reachable(self, layer: ConvertedLayer) -> bool:
         """Whether its blobs are here, in the target, or in an image that was made with it."""
         for blob in layer.blobs:
-            file = layer.blob_file(blob)
-            if file.path is not None or await self._target.has_blob(
-                f"sha256:{blob.blob_id}", blob.size_bytes
-            ):
+            digest = f"sha256:{blob.blob_id}"
+            if layer.blob_file(blob).path or await self._target.has_blob(digest, blob.size_bytes):
                 continue
-            if file.source is None or not await self._holds(file.source, blob.blob_id, blob.size_bytes):
+            for holder in [blob.source] if blob.source else list(layer.holders):
+                if await self._holds(holder, blob.blob_id, blob.size_bytes):
+                    layer.prefer_holder(holder)
+                    break
+            else:
                 return False
         return True
 
@@ -196,7 +199,9 @@ class ImageConverter:
         label = f"layer {layer.digest.removeprefix('sha256:')[:12]}"
         work_dir = self._cache.work_dir(key)
         options = self._options
-        task = LayerTask(label, work_dir, options.build, options.dictionaries, options.keeps_layers)
+        # Patterns are those of the whole image: they are for its table, not for the order in a layer's blob.
+        build = replace(options.build, prefetch=())
+        task = LayerTask(label, work_dir, build, options.dictionaries, options.keeps_layers)
         reader = self._source.open_content(layer.digest, layer.size_bytes)
         try:
             built = await self._build_and_send(task, layer, reader)

@@ -6,17 +6,20 @@ until they are in the target. It appears by a rename, whole.
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import trio
 
 from backend.bootstrap_layer import BOOTSTRAP_NAME, blob_meta_name
+from backend.metadata_index import find_damage, write_index
 from backend.publishing import (
     CannotWrite,
     publish_directory,
@@ -28,18 +31,20 @@ from backend.store import BlobFile
 from builder.build import BuiltImage
 from builder.options import BuildOptions
 
+log = logging.getLogger(__name__)
+
 RECORD_NAME = "layer.json"
 OTHERS_PAUSE_S = 0.2
 """Between looks whether another conversion is done with a layer."""
-_FORMAT = 1
+_FORMAT = 2
 """Of the layer bootstraps; layers made in another one are not found."""
 
 
 class LayerBlob(msgspec.Struct, frozen=True, omit_defaults=True):
     """A blob of a layer; `source` is the image that holds it when it came from a chunk dictionary."""
 
-    blob_id: str
-    size_bytes: int
+    blob_id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    size_bytes: Annotated[int, msgspec.Meta(ge=0)]
     source: str = ""
 
 
@@ -70,6 +75,10 @@ class ConvertedLayer:
         """An image that has a blob, by what is known."""
         return blob.source or (self.holders[0] if self.holders else None)
 
+    def prefer_holder(self, reference: str) -> None:
+        """Has blobs taken from that image's repository, where they are not here."""
+        self.holders[:] = [reference, *(holder for holder in self.holders if holder != reference)]
+
     def blob_file(self, blob: LayerBlob) -> BlobFile:
         """A blob as it is published: from its file here, or from an image that has it."""
         path = self.directory / blob.blob_id
@@ -83,8 +92,8 @@ class ConvertedLayer:
 
     def note_holder(self, reference: str) -> None:
         """Its blobs are in that image's repository now: their bytes here go. Raises `CannotWrite`."""
-        if reference not in self.holders:
-            self.holders.insert(0, reference)
+        if reference != next(iter(self.holders), None):
+            self.prefer_holder(reference)
             record = LayerRecord(self.blobs, self.bytes_in, tuple(self.holders[:8]))
             with staging_directory(self.directory) as staging:
                 write_atomically(self.directory / RECORD_NAME, msgspec.json.encode(record), staging)
@@ -146,9 +155,11 @@ class LayerCache:
             record = msgspec.json.decode((directory / RECORD_NAME).read_bytes(), type=LayerRecord)
         except (OSError, msgspec.DecodeError):
             return None
-        layer = ConvertedLayer(directory, record.blobs, record.bytes_in, list(record.holders))
-        files = [layer.bootstrap, *(directory / blob_meta_name(blob.blob_id) for blob in record.blobs)]
-        return layer if all(file.is_file() for file in files) else None
+        damage = find_damage(directory)
+        if damage is not None:
+            log.warning("%s is damaged and is made again: %s", directory, damage)
+            return None
+        return ConvertedLayer(directory, record.blobs, record.bytes_in, list(record.holders))
 
     def add(self, key: str, built: BuiltImage, holders: tuple[str, ...] = ()) -> ConvertedLayer:
         """Takes a layer's files out of its work directory, which goes; `holders` have its blob already.
@@ -166,6 +177,8 @@ class LayerCache:
                 built.files.bootstrap.rename(unpacked / BOOTSTRAP_NAME)
                 for blob in built.files.blobs:
                     shutil.copyfile(blob.meta, unpacked / blob_meta_name(blob.blob_id))
+                write_index(unpacked)
+                for blob in built.files.blobs:
                     if blob.path is not None:
                         blob.path.rename(unpacked / blob.blob_id)
                 (unpacked / RECORD_NAME).write_bytes(msgspec.json.encode(record))
@@ -177,6 +190,7 @@ class LayerCache:
     def adopt(self, key: str, unpacked: Path, record: LayerRecord) -> ConvertedLayer:
         """Takes a directory with a layer's bootstrap and chunk tables. Raises `CannotWrite`."""
         with reporting_writes(unpacked):
+            write_index(unpacked)
             (unpacked / RECORD_NAME).write_bytes(msgspec.json.encode(record))
         return self._settle(key, unpacked)
 

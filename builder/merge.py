@@ -169,7 +169,10 @@ class LayerMerge:
             elif self._has_marks and is_whiteout(inode.mode, inode.rdev):
                 self._hide(parts)
             elif self._has_marks and LINK in xattrs:
-                found = lower[xattrs[LINK]]
+                found = lower.get(xattrs[LINK])
+                if found is None:
+                    why = f"{os.fsdecode(path)!r} is marked as a link, and its image as one without any"
+                    raise LayersUnfit(number=len(self._layers), why=why)
                 self._tree.put(parts, found.node, found.kind)
             elif inode.nid in links:
                 self._tree.put(parts, links[inode.nid], stat.S_IFREG)

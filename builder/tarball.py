@@ -55,6 +55,8 @@ _EXTENDED_TYPES = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
+_BEHIND_MAX = 64 << 20
+"""Bytes behind the end mark, where tar programs leave zeros up to the end of a record."""
 _EXTENDED_MAX = 16 << 20
 """Bytes of an extended header, which is read as a whole; extended attributes of a file take 256 KiB."""
 
@@ -99,8 +101,12 @@ def members_of(stream: IO[bytes], name: str) -> Iterator[tuple[tarfile.TarFile, 
                 archive.members = []  # type: ignore[attr-defined]  # they would all be kept otherwise
                 yield archive, number, member
                 number += 1
-            while stream.read(_READ_AHEAD):
-                pass
+            left = _BEHIND_MAX
+            while data := stream.read(_READ_AHEAD):
+                left -= len(data)
+                if left < 0:
+                    why = f"more than {_BEHIND_MAX} bytes behind its end mark"
+                    raise InvalidArchive(archive=name, why=why)
     except _BROKEN as error:
         raise InvalidArchive(archive=name, why=f"not a readable tar archive ({error})") from error
 

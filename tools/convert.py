@@ -194,6 +194,8 @@ async def _convert(
                 Conversion(image, await converter.convert(image, settings.cache_dir / "build"))
                 for image in source.images
             ]
+            if build_cache is not None:  # before the tag: a command that fails leaves none
+                await build_cache.save(converter.provided, converter.sources)
             if request.both:
                 is_same = _is_same_place(request.origin, request.destination)
                 originals = await bring_originals(store, target, transfer, source, is_same_place=is_same)
@@ -202,9 +204,7 @@ async def _convert(
                 digest = await publish_index(target, conversions, ())
             else:
                 digest = await publish_single(target, conversions[0])
-            converter.note_published()
-            if build_cache is not None:
-                await build_cache.save(converter.provided, converter.sources)
+            await converter.note_published()
     return _report(source_text, target_text, conversions, transfer.result(digest), time.monotonic() - start)
 
 

@@ -84,6 +84,18 @@ def test_what_looks_like_a_mark_is_a_file_of_the_image(tmp_path: Path, machine: 
     assert tree_of(machine, target, "after") == tree_of(machine, source, "before")
 
 
+def test_chunks_of_replaced_members_of_a_tar_go(tmp_path: Path, machine: Machine) -> None:
+    """A build keeps their rows in its chunk table."""
+    tar = tmp_path / "twice.tar"
+    tar.write_bytes(Layer().add("f", noise(5 * MIB)).add("f", noise(2 * MIB, 1)).tar())
+    machine.nydus("build", tar, f"dir:{machine.directory}/image")
+    target = f"dir:{machine.directory}/compact"
+    report = machine.json("compact", f"dir:{machine.directory}/image", target)
+    assert isinstance(report["bytes_after"], int)
+    assert report["bytes_after"] < 2.1 * MIB
+    machine.nydus("check", "--deep", target)
+
+
 def test_a_ratio_that_is_none(machine: Machine) -> None:
     code, line = machine.failure("compact", "dir:a", "dir:b", "--min-used-ratio", "101")
     assert (code, "from 0 to 100" in line) == (2, True)

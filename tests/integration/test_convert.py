@@ -341,6 +341,11 @@ def _very_many(layout: Layout) -> None:
     _layer_manifest(layout, count=10_000)
 
 
+def _zeros_behind_the_end(layout: Layout) -> None:
+    tar = Layer().add("f", b"f").tar() + bytes(65 * MIB)
+    layout.image([(tar, Blob(OCI_LAYER + "+zstd", zstandard.compress(tar)))], tag="v1")
+
+
 def _no_tar(layout: Layout) -> None:
     layout.image([(b"", Blob(OCI_LAYER, b"this is no tar" * 1000))], tag="v1")
 
@@ -375,6 +380,7 @@ def _bomb(layout: Layout) -> None:
         (_very_many, 47, "10001 entries, more than 1024"),
         (_no_tar, 55, "not a readable tar archive"),
         (_cut_short, 55, "layer "),
+        (_zeros_behind_the_end, 55, "bytes behind its end mark"),
         (_climbs_out, 55, "leads out of the tree"),
         (_bomb, 61, "a decompression bomb"),
     ],
@@ -387,6 +393,67 @@ def test_bad_images_are_refused_and_nothing_is_published(
     got, line = machine.failure("convert", f"oci:{layout.path}:v1", f"oci:{out}:v1")
     assert (got, why in line) == (code, True), line
     assert not (out / "index.json").exists()
+
+
+def test_patterns_do_not_change_what_is_found_again(machine: Machine, layout: Layout) -> None:
+    """Layers are built without them: with a cache or without one the image is the same."""
+    layout.image([Layer().add("a", noise(MIB)).add("z", noise(MIB, 1))], tag="v1")
+    source, out = f"oci:{layout.path}:v1", machine.directory / "out"
+    machine.nydus("convert", source, f"oci:{out}:plain")
+    cached = machine.json("convert", source, f"oci:{out}:cached", "--prefetch", "/z")
+    fresh = Machine(machine.directory / "fresh")
+    assert fresh.json("convert", source, f"oci:{out}:fresh", "--prefetch", "/z")["digest"] == cached["digest"]
+
+
+def test_a_damaged_layer_cache_is_made_again(machine: Machine, layout: Layout) -> None:
+    layout.image([Layer().add("f", noise(MIB))], tag="v1")
+    source, out = f"oci:{layout.path}:v1", machine.directory / "out"
+    first = machine.json("convert", source, f"oci:{out}:v1")
+    (bootstrap,) = (machine.directory / "cache/layers").glob("*/image.boot")
+    data = bytearray(bootstrap.read_bytes())
+    data[-100] ^= 1
+    bootstrap.write_bytes(data)
+    again = machine.json("convert", source, f"oci:{out}:v1")
+    assert (again["digest"], again["layers_converted"]) == (first["digest"], 1)
+
+
+def test_a_build_cache_that_lost_a_package_costs_time_only(machine: Machine, layout: Layout) -> None:
+    layout.image([Layer().add("f", noise(MIB))], tag="v1")
+    source, out = f"oci:{layout.path}:v1", machine.directory / "out"
+    cache = machine.directory / "kept"
+    first = machine.json("convert", source, f"oci:{out}:v1", "--build-cache", f"oci:{cache}:c")
+    index = json.loads((cache / "index.json").read_bytes())
+    manifest = manifest_of(cache, index["manifests"][0]["digest"])
+    packages = [layer for layer in manifest["layers"] if "gzip" in layer["mediaType"]]
+    for package in packages:
+        (cache / "blobs/sha256" / package["digest"].removeprefix("sha256:")).unlink()
+    fresh = Machine(machine.directory / "fresh")
+    again = fresh.json("convert", source, f"oci:{fresh.directory}/o:v1", "--build-cache", f"oci:{cache}:c")
+    assert (again["digest"], again["layers_converted"]) == (first["digest"], 1)
+    healed = Machine(machine.directory / "healed")
+    third = healed.json("convert", source, f"oci:{healed.directory}/o:v1", "--build-cache", f"oci:{cache}:c")
+    assert third["layers_converted"] == 0
+
+
+def test_a_record_of_a_build_cache_names_no_files(machine: Machine, layout: Layout) -> None:
+    layout.image([Layer().add("f", noise(MIB))], tag="v1")
+    source, out = f"oci:{layout.path}:v1", machine.directory / "out"
+    cache = machine.directory / "kept"
+    machine.json("convert", source, f"oci:{out}:v1", "--build-cache", f"oci:{cache}:c")
+    index = json.loads((cache / "index.json").read_bytes())
+    manifest = manifest_of(cache, index["manifests"][0]["digest"])
+    for layer in manifest["layers"]:
+        if "nydus-py/layer-record" in layer.get("annotations", {}):
+            record = json.loads(layer["annotations"]["nydus-py/layer-record"])
+            record["blobs"][0]["blob_id"] = str(machine.directory / "victim")
+            layer["annotations"]["nydus-py/layer-record"] = json.dumps(record)
+    kept = Layout(cache)
+    kept.tag(kept.put_json("application/vnd.oci.image.manifest.v1+json", manifest), "c")
+    (machine.directory / "victim").write_bytes(b"stays")
+    fresh = Machine(machine.directory / "fresh")
+    done = fresh.run("convert", source, f"oci:{fresh.directory}/o:v1", "--build-cache", f"oci:{cache}:c")
+    assert "Traceback" not in done.stderr
+    assert (machine.directory / "victim").read_bytes() == b"stays"
 
 
 def test_two_conversions_of_one_layer_at_once(machine: Machine, layout: Layout) -> None:

@@ -162,3 +162,12 @@ def test_a_broken_or_missing_layer_leaves_no_target(machine: Machine, tmp_path: 
     assert not (target / "index.json").exists()
     code, line = machine.failure("merge", f"oci:{target}:v1", f"dir:{good}", f"dir:{tmp_path / 'none'}")
     assert code == 116, line
+
+
+def test_a_mark_of_a_link_without_one_at_the_root_is_refused(tmp_path: Path, machine: Machine) -> None:
+    tar = tmp_path / "layer.tar"
+    tar.write_bytes(Layer().add("f", b"f", xattrs={"trusted.nydus-py.link": b"g"}).tar())
+    image = f"dir:{machine.directory}/image"
+    machine.nydus("build", tar, image)
+    code, line = machine.failure("merge", f"dir:{machine.directory}/merged", image)
+    assert (code, "is marked as a link" in line) == (59, True), line

@@ -111,20 +111,15 @@ class TarWriter:
 
     def append(self, data: bytes) -> None:
         """Content of the open member. Blocks. Raises `CannotWrite`."""
-        with reporting_writes(self._final):
-            view = memoryview(data)
-            while view:
-                written = os.pwrite(self._open(), view, self._end)
-                self._end += written
-                view = view[written:]
+        self._write(data, self._end)
+        self._end += len(data)
 
     def seal(self, name: str, size_bytes: int) -> None:
         """Gives the open member its header. Blocks. Raises `CannotWrite`."""
         if name in self._names:
             return
         self.append(bytes(-size_bytes % TAR_BLOCK_BYTES))
-        with reporting_writes(self._final):
-            os.pwrite(self._open(), tar_header(name, tarfile.REGTYPE, 0o644, size_bytes), self._sealed_end)
+        self._write(tar_header(name, tarfile.REGTYPE, 0o644, size_bytes), self._sealed_end)
         self._sealed_end = self._end
         self._names.add(name)
 
@@ -142,6 +137,14 @@ class TarWriter:
             os.close(self._descriptor)
             self._descriptor = -1
         self._stack.close()
+
+    def _write(self, data: bytes, offset: int) -> None:
+        with reporting_writes(self._final):
+            view = memoryview(data)
+            while view:
+                written = os.pwrite(self._open(), view, offset)
+                offset += written
+                view = view[written:]
 
     def _open(self) -> int:
         if self._descriptor < 0:

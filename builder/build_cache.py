@@ -6,6 +6,7 @@ data blob. Its annotations on packages are those of Nydus's cache images where t
 
 import logging
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -20,12 +21,13 @@ from backend.manifest import (
     ImageManifest,
     blob_descriptor,
     parse_document,
+    shown,
 )
 from backend.metadata import unpack_bootstrap
 from backend.ocidigest import digest_of
 from backend.publish import Transfer
 from backend.publishing import reporting_writes, staging_directory
-from backend.store import BlobFile, NoProgress, OciStore, OpenOrigin
+from backend.store import NoProgress, OciStore, OpenOrigin
 from builder.layer_cache import ConvertedLayer, LayerCache, LayerRecord
 
 log = logging.getLogger(__name__)
@@ -49,13 +51,21 @@ class BuildCacheBroken(BackendError):
     exit_code = 63
 
 
+@dataclass(frozen=True, slots=True)
+class _Package:
+    """A layer in the artifact: where its bootstrap and chunk tables are, and what is known of it."""
+
+    descriptor: Descriptor
+    record: LayerRecord
+
+
 class BuildCache:
-    """The artifact under one reference. `load` comes first."""
+    """The artifact under one reference. `load` comes first. What cannot be used of it is left out."""
 
     def __init__(self, store: OciStore, open_origin: OpenOrigin) -> None:
         self._store = store
         self._open_origin = open_origin
-        self._packages: dict[str, Descriptor] = {}
+        self._packages: dict[str, _Package] = {}
 
     async def load(self) -> None:
         """Reads what there is; nothing, where there is no such artifact yet. Raises `BuildCacheBroken`."""
@@ -69,8 +79,13 @@ class BuildCache:
             raise BuildCacheBroken(where=where, why="something else has this name; choose another")
         for layer in document.layers:
             key = layer.annotations.get(KEY_ANNOTATION)
-            if key is not None:
-                self._packages[key] = layer
+            if key is None:
+                continue
+            try:
+                text = layer.annotations.get(RECORD_ANNOTATION, "")
+                self._packages[key] = _Package(layer, msgspec.json.decode(text, type=LayerRecord))
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                log.warning("build cache %s: layer %s is left out: %s", where, shown(key), error)
 
     async def fetch(self, key: str, cache: LayerCache) -> ConvertedLayer | None:
         """Brings a layer's metadata into the cache of this host; None where it is not known or not to be had.
@@ -83,18 +98,17 @@ class BuildCache:
         try:
             return await self._fetch(key, package, cache)
         except BackendError as error:
-            log.warning("layer %s is converted again: %s", key, error)
+            log.warning("build cache: layer %s is converted again: %s", key, error)
             del self._packages[key]
             return None
 
-    async def _fetch(self, key: str, package: Descriptor, cache: LayerCache) -> ConvertedLayer:
-        record = self._record(package)
+    async def _fetch(self, key: str, package: _Package, cache: LayerCache) -> ConvertedLayer:
         with staging_directory(cache.directory) as staging:
             unpacked = staging / key
             with reporting_writes(unpacked):
                 unpacked.mkdir()
-            await unpack_bootstrap(self._store, package, unpacked)
-            return cache.adopt(key, unpacked, record)
+            await unpack_bootstrap(self._store, package.descriptor, unpacked)
+            return cache.adopt(key, unpacked, package.record)
 
     async def save(self, layers: dict[str, ConvertedLayer], sources: dict[str, str]) -> None:
         """Puts converted layers in, by key; `sources` are the digests that they were made from.
@@ -105,8 +119,7 @@ class BuildCache:
         transfer = Transfer(self._store, where, NoProgress())
         for key, layer in layers.items():
             for blob in layer.blobs:
-                held = BlobFile(blob.blob_id, blob.size_bytes, None, layer.bootstrap, layer.holder(blob))
-                await transfer.send_blob(held, self._open_origin)
+                await transfer.send_blob(layer.blob_file(blob), self._open_origin)
             known = self._packages.pop(key, None)
             self._packages[key] = known or await self._send_package(key, layer, sources[key], transfer)
         for key in list(self._packages)[:-RECORDS_MAX]:
@@ -115,7 +128,7 @@ class BuildCache:
 
     async def _send_package(
         self, key: str, layer: ConvertedLayer, source: str, transfer: Transfer
-    ) -> Descriptor:
+    ) -> _Package:
         files = [LayerFile(BOOTSTRAP_NAME, layer.bootstrap)]
         for blob in layer.blobs:
             name = blob_meta_name(blob.blob_id)
@@ -132,13 +145,13 @@ class BuildCache:
             packed = await trio.to_thread.run_sync(pack_layer, files, path)
             descriptor = Descriptor(LAYER_GZIP, packed.digest, packed.size_bytes, annotations)
             await transfer.send_part(descriptor, path)
-        return descriptor
+        return _Package(descriptor, record)
 
     async def _manifest(self, transfer: Transfer) -> bytes:
         layers: dict[str, Descriptor] = {}
         for package in self._packages.values():
-            layers[package.digest] = package
-            for blob in self._record(package).blobs:
+            layers[package.descriptor.digest] = package.descriptor
+            for blob in package.record.blobs:
                 layers[blob.blob_id] = blob_descriptor(blob.blob_id, blob.size_bytes)
         config = Descriptor(EMPTY_TYPE, digest_of(EMPTY), len(EMPTY))
         with tempfile.TemporaryDirectory(prefix="nydus-py-") as name:
@@ -154,9 +167,3 @@ class BuildCache:
                 layers=tuple(layers.values()),
             )
         )
-
-    def _record(self, package: Descriptor) -> LayerRecord:
-        try:
-            return msgspec.json.decode(package.annotations.get(RECORD_ANNOTATION, ""), type=LayerRecord)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BuildCacheBroken(where=self._store.reference, why=str(error)) from error

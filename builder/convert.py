@@ -6,6 +6,7 @@ are made by the builds and the merge, so the image does not depend on who was fi
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,8 @@ from builder.merge import LayerMerge, MergedImage
 from builder.options import BuildOptions
 from builder.pipeline import PipelineCounters
 from builder.prefetch_patterns import PrefetchPatterns
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +194,10 @@ class ImageConverter:
                 try:
                     return await reader.size() == size_bytes
                 finally:
-                    await reader.aclose()
-        except BackendError:
+                    with trio.CancelScope(shield=True):
+                        await reader.aclose()
+        except BackendError as error:
+            log.info("blob %s is not to be had from %s: %s", blob_id[:12], reference, error)
             return False
 
     async def _build(self, layer: Descriptor, key: str) -> ConvertedLayer:

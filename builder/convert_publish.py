@@ -37,9 +37,12 @@ async def publish_single(target: OciStore, conversion: Conversion) -> str:
 
 
 async def publish_index(
-    target: OciStore, conversions: Sequence[Conversion], originals: Sequence[Descriptor]
+    target: OciStore, source: Source, conversions: Sequence[Conversion], originals: Sequence[Descriptor]
 ) -> str:
-    """Makes an index of `originals` and the converted images what the target's reference names."""
+    """Makes an index of `originals` and the converted images what the target's reference names.
+
+    It has the annotations of the source's index, if that is one.
+    """
     entries = list(originals)
     for conversion in conversions:
         manifest = conversion.converted.manifest
@@ -53,7 +56,12 @@ async def publish_index(
                 artifact_type=NYDUS_ARTIFACT,
             )
         )
-    index = ImageIndex(schema_version=2, media_type=OCI_INDEX, manifests=tuple(entries))
+    index = ImageIndex(
+        schema_version=2,
+        media_type=OCI_INDEX,
+        manifests=tuple(entries),
+        annotations=source.index.annotations if source.index else {},
+    )
     return await target.put_manifest(OCI_INDEX, msgspec.json.encode(index), as_reference=True)
 
 

@@ -27,7 +27,9 @@ _LAST_BLOCK, _BLOCK_ENDS = 64, 128
 class BrokenGzip(NydusError):
     """A layer that should stay as it is, and is no gzip stream that inflates."""
 
-    message = "not a sound gzip stream: at byte {offset}: {why}"
+    message = (
+        "{layer}: not a sound gzip stream at byte {offset}: {why}; only gzip layers can stay as they are"
+    )
     exit_code: ClassVar[int] = 66
 
 
@@ -79,8 +81,9 @@ class GzipIndexer:
     A context manager. One or more members; zeros behind the last are padding. Used by one thread.
     """
 
-    def __init__(self, read: Callable[[int], bytes]) -> None:
-        """`read(n)` gives up to `n` bytes of the gzip stream, none at its end. Raises `BrokenGzip`."""
+    def __init__(self, read: Callable[[int], bytes], layer: str) -> None:
+        """`read(n)` gives up to `n` bytes of the gzip stream, none at its end; `layer` is for messages."""
+        self._layer = layer
         self.in_offset = 0
         self.out_offset = 0
         self._read = read
@@ -154,7 +157,7 @@ class GzipIndexer:
             self._zlib.inflateReset(self._pointer)
         elif result not in (_OK, _BUFFER_ERROR):
             why = (stream.msg or b"it needs a dictionary").decode("ascii", "replace")
-            raise BrokenGzip(offset=self.in_offset, why=why)
+            raise BrokenGzip(layer=self._layer, offset=self.in_offset, why=why)
         elif due and stream.data_type & (_BLOCK_ENDS | _LAST_BLOCK) == _BLOCK_ENDS:
             self._note_point(stream.data_type & 7)
 
@@ -183,7 +186,7 @@ class GzipIndexer:
         self._input_address = ctypes.cast(ctypes.c_char_p(self._input), ctypes.c_void_p).value or 0
         if not self._input:
             if not self._is_between or not self.in_offset:
-                raise BrokenGzip(offset=self.in_offset, why="it ends early")
+                raise BrokenGzip(layer=self._layer, offset=self.in_offset, why="it ends early")
             self._is_finished = True
         return not self._is_finished
 
@@ -198,7 +201,11 @@ class GzipIndexer:
         if not member:
             return False
         if self._is_padded:
-            raise BrokenGzip(offset=self.in_offset, why="there is something behind the padding at its end")
+            raise BrokenGzip(
+                layer=self._layer,
+                offset=self.in_offset,
+                why="there is something behind the padding at its end",
+            )
         self._is_between = False
         self._member_start = self.out_offset
         return True

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -154,14 +154,20 @@ async def _answers(
 @asynccontextmanager
 async def _child(task: LayerTask) -> AsyncIterator[_Child]:
     ours, theirs = socket.socketpair()
-    with theirs:
-        process = await trio.to_thread.run_sync(_start, theirs.fileno())
+    connection = Connection(ours.detach())
+    try:
+        with theirs:
+            process = await trio.to_thread.run_sync(_start, theirs.fileno())
+    except BaseException:
+        connection.close()
+        raise
     assert process.stdin is not None
     pipe = trio.lowlevel.FdStream(os.dup(process.stdin.fileno()))
     process.stdin.close()
-    child = _Child(process, Connection(ours.detach()), pipe)
+    child = _Child(process, connection, pipe)
     try:
-        child.connection.send(task)
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has died: the first answer says so
+            connection.send(task)
         yield child
     except BaseException:
         process.kill()
@@ -170,14 +176,13 @@ async def _child(task: LayerTask) -> AsyncIterator[_Child]:
         with trio.CancelScope(shield=True):
             await pipe.aclose()
             await trio.to_thread.run_sync(process.wait)
-        child.connection.close()
+        connection.close()
 
 
 def _start(socket_number: int) -> "subprocess.Popen[bytes]":
     # -P: the current directory belongs to the user, no modules come from there.
     command = [sys.executable, "-P", "-c", _START, str(socket_number)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    process = subprocess.Popen(
+    return subprocess.Popen(
         command, stdin=subprocess.PIPE, pass_fds=(socket_number,), env=environment, pipesize=_PIPE_BYTES
     )
-    return process

@@ -155,11 +155,13 @@ class LayerCache:
             record = msgspec.json.decode((directory / RECORD_NAME).read_bytes(), type=LayerRecord)
         except (OSError, msgspec.DecodeError):
             return None
-        damage = find_damage(directory)
-        if damage is not None:
+        layer = ConvertedLayer(directory, record.blobs, record.bytes_in, list(record.holders))
+        files = [layer.bootstrap, *(directory / blob_meta_name(blob.blob_id) for blob in record.blobs)]
+        missing = [f"{file.name}: not there" for file in files if not file.is_file()]
+        if damage := next(iter(missing), None) or find_damage(directory):
             log.warning("%s is damaged and is made again: %s", directory, damage)
             return None
-        return ConvertedLayer(directory, record.blobs, record.bytes_in, list(record.holders))
+        return layer
 
     def add(self, key: str, built: BuiltImage, holders: tuple[str, ...] = ()) -> ConvertedLayer:
         """Takes a layer's files out of its work directory, which goes; `holders` have its blob already.

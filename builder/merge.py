@@ -182,9 +182,8 @@ class LayerMerge:
                     links[inode.nid] = node
 
     def _add_directory(self, parts: list[bytes], inode: Inode, xattrs: dict[bytes, bytes]) -> None:
-        if (
-            self._has_marks and IMPLIED in xattrs
-        ):  # made when something is put into it, which whiteouts are not
+        if self._has_marks and IMPLIED in xattrs:
+            # Made when something is put into it, which whiteouts are not.
             node = self._tree.find_directory(parts)
         else:
             node = self._tree.put(parts, self._new_node(), stat.S_IFDIR) if parts else ROOT

@@ -62,7 +62,7 @@ def index_layer(
     """
     with ExitStack() as stack:
         source = _HashedStream(stream)
-        indexer = stack.enter_context(GzipIndexer(source.read))
+        indexer = stack.enter_context(GzipIndexer(source.read, name))
         dedup = DedupIndex(work_dir / "dedup")
         stack.callback(dedup.close)
         rows = RowSpool(work_dir / "rows")
@@ -190,7 +190,7 @@ class _LayerReader:
                 why = f"it ends inside {member.name!r} at byte {offset + len(data)}"
                 raise InvalidArchive(archive=name, why=why)
             self._add_chunk(data, member.offset_data + offset)
-        self._on_progress(self.counters)
+            self._on_progress(self.counters)
 
     def _add_chunk(self, data: bytes, start: int) -> None:
         counters = self.counters

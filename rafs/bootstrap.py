@@ -89,7 +89,9 @@ class Bootstrap:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        # Else its traceback may hold views of the map, which goes with the last of them.
 
     @property
     def size_bytes(self) -> int:

@@ -199,9 +199,9 @@ async def _convert(
             if request.both:
                 is_same = _is_same_place(request.origin, request.destination)
                 originals = await bring_originals(store, target, transfer, source, is_same_place=is_same)
-                digest = await publish_index(target, conversions, originals)
+                digest = await publish_index(target, source, conversions, originals)
             elif request.all_platforms and source.index is not None:
-                digest = await publish_index(target, conversions, ())
+                digest = await publish_index(target, source, conversions, ())
             else:
                 digest = await publish_single(target, conversions[0])
             await converter.note_published()

@@ -22,7 +22,7 @@ class Indexed:
         file = io.BytesIO(stream)
         self.stream, self.content = stream, b""
         self.points: list[RestartPoint] = []
-        with GzipIndexer(lambda size: file.read(min(size, piece))) as self.indexer:
+        with GzipIndexer(lambda size: file.read(min(size, piece)), "a layer") as self.indexer:
             while data := self.indexer.inflate():
                 self.content += bytes(data)
 

@@ -98,3 +98,17 @@ def test_sizes_that_no_file_can_have_end_at_the_end_of_the_bootstrap(image: Made
 def test_bootstrap_of_an_empty_directory_has_a_size_of_whole_blocks(tmp_path: Path) -> None:
     image = ImageMaker(directory({}), Options(blob_count=0)).make(tmp_path / "image.boot")
     assert len(image.bootstrap) % 4096 == 0
+
+
+def test_an_error_inside_is_not_hidden_by_the_map(image: MadeImage, tmp_path: Path) -> None:
+    """Its traceback holds views of the map, so that the map cannot be closed yet."""
+    path = tmp_path / "image.boot"
+    path.write_bytes(image.bootstrap)
+
+    def stumble() -> None:
+        with Bootstrap.open(path) as bootstrap:
+            view = bootstrap.chunk_table
+            raise FormatError("a record", len(view), "something else")
+
+    with pytest.raises(FormatError):
+        stumble()

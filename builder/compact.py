@@ -2,23 +2,22 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import trio
 
 from backend.image_config import merged_config
-from backend.local import DirStore
-from backend.manifest import OCI_MANIFEST, Descriptor, build_config, this_platform
-from backend.publish import ImageDescription, Transfer, send_image
+from backend.manifest import Descriptor, build_config, this_platform
+from backend.publish import Transfer
 from backend.publishing import reporting_writes, staging_directory
-from backend.store import BlobFile, ImageFiles, ImageStore, OciStore, OpenOrigin
+from backend.store import BlobFile, ImageStore, OpenOrigin
 from builder.blob_writer import FinishedBlob
 from builder.merge import LayerMerge, MergedImage
 from builder.nydus_source import NydusSource
 from builder.options import BuildOptions
 from builder.prefetch_patterns import PrefetchPaths
+from builder.publish_merged import publish_merged
 from builder.repack import Repack
 from rafs.blob_table import BlobFeatures
 from rafs.bootstrap import Bootstrap
@@ -113,7 +112,8 @@ async def compact_image(
         repacked = await _repack(refs, open_chunks, options.build, staging / "repack") if refs else None
         merged = await trio.to_thread.run_sync(_merge, source, repacked, staging)
         blobs = _blob_files(merged, source, repacked)
-        digest = await _publish(merged, blobs, source, target, transfer, open_origin)
+        make_config, annotations = _config_maker(source), source.annotations
+        digest = await publish_merged(merged, blobs, make_config, annotations, target, transfer, open_origin)
     return CompactResult(
         digest,
         len(before),
@@ -179,26 +179,11 @@ def _blob_files(
     return tuple(files)
 
 
-async def _publish(
-    merged: MergedImage,
-    blobs: Sequence[BlobFile],
-    source: NydusSource,
-    target: ImageStore,
-    transfer: Transfer,
-    open_origin: OpenOrigin,
-) -> str:
-    for blob in blobs:
-        await transfer.send_blob(blob, open_origin, may_link=True)
-    if isinstance(target, DirStore):
-        return await target.put_bootstrap(merged.bootstrap)
-
-    def make_config(descriptors: Sequence[Descriptor], diff_id: str) -> bytes:
+def _config_maker(source: NydusSource) -> Callable[[Sequence[Descriptor], str], bytes]:
+    def make(blobs: Sequence[Descriptor], diff_id: str) -> bytes:
         if source.config is None:
-            return build_config(this_platform(), descriptors, diff_id)
-        diff_ids = [*(blob.digest for blob in descriptors), diff_id]
+            return build_config(this_platform(), blobs, diff_id)
+        diff_ids = [*(blob.digest for blob in blobs), diff_id]
         return merged_config(source.config, diff_ids, source.reference, "nydus-py compact")
 
-    own = tuple(replace(blob, source=None) for blob in blobs)
-    description = ImageDescription(make_config, annotations=source.annotations)
-    manifest = await send_image(transfer, ImageFiles(merged.bootstrap, own), description, open_origin)
-    return await cast(OciStore, target).put_manifest(OCI_MANIFEST, manifest, as_reference=True)
+    return make

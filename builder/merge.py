@@ -96,10 +96,13 @@ class LayerMerge:
                 raise LayersUnfit(number=len(self._layers), why=str(error)) from error
 
     def prefer(self, chunks: Path) -> None:
-        """Takes chunks from the blobs of that bootstrap, whose files do not count, before all others."""
+        """Takes chunks from the blobs of that bootstrap before all others, whatever its files."""
         self._preferred.append(chunks)
         with Bootstrap.open(chunks) as bootstrap:
             self._expect_fit(bootstrap)
+            for entry in bootstrap.blobs:
+                wanted = array("Q", (_WANTED,)) * entry.chunk_count
+                self._blobs[self._numbers[entry.blob_id]].final = wanted
 
     def write(self, output: Path, prefetch: PrefetchPatterns | PrefetchPaths) -> MergedImage:
         """Writes the bootstrap of what is there. Raises `ImageTooLarge`."""
@@ -265,10 +268,9 @@ class LayerMerge:
         """Gives every wanted chunk its place, the lowest layer's first, and spools the rows of the table."""
         dedup = DedupIndex(self._work_dir / "merge-dedup")
         try:
-            for chunks in self._preferred:
-                self._place_preferred(chunks, dedup, rows)
-            for number, layer in enumerate(self._layers, start=1):
-                with Bootstrap.open(layer) as bootstrap:
+            images = [*self._preferred, *self._layers]
+            for number, image in enumerate(images, start=1 - len(self._preferred)):
+                with Bootstrap.open(image) as bootstrap:
                     numbers = [self._numbers[entry.blob_id] for entry in bootstrap.blobs]
                     with bootstrap.chunk_table as table:
                         for at in range(0, len(table), ROW_SIZE):
@@ -279,18 +281,6 @@ class LayerMerge:
             if _WANTED in blob.final:
                 why = f"no row for chunk {blob.final.index(_WANTED)} of blob {blob.entry.blob_id}"
                 raise LayersUnfit(number=0, why=why)
-
-    def _place_preferred(self, chunks: Path, dedup: DedupIndex, rows: RowSpool) -> None:
-        with Bootstrap.open(chunks) as bootstrap:
-            numbers = [self._numbers[entry.blob_id] for entry in bootstrap.blobs]
-            for row in map(bytes, bootstrap.chunk_rows()):
-                digest, blob_index, _, _, _, _, uncompressed_offset, _, index, _ = ROW.unpack(row)
-                number = numbers[blob_index]
-                if dedup.claim(digest):
-                    address = _pack(number, index, uncompressed_offset)
-                    self._blobs[number].final[index] = address
-                    dedup.place_at(digest, address)
-                    rows.append(at_blob(row, number))
 
     def _place_chunk(
         self, row: bytes, numbers: Sequence[int], layer: int, dedup: DedupIndex, rows: RowSpool

@@ -5,21 +5,20 @@ mounted where that is in the same registry.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import trio
 
 from backend.image_config import merged_config, says_what_runs
-from backend.local import DirStore
-from backend.manifest import OCI_MANIFEST, Descriptor, build_config, this_platform
-from backend.publish import ImageDescription, Transfer, send_image
+from backend.manifest import Descriptor, build_config, this_platform
+from backend.publish import Transfer
 from backend.publishing import reporting_writes, staging_directory
-from backend.store import BlobFile, ImageFiles, ImageStore, OciStore, OpenOrigin
+from backend.store import BlobFile, ImageStore, OpenOrigin
 from builder.merge import LayerMerge, LayersUnfit, MergedImage
 from builder.nydus_source import NydusSource
 from builder.prefetch_patterns import PrefetchPatterns
+from builder.publish_merged import publish_merged
 from rafs.bootstrap import Bootstrap
 from rafs.record import FormatError
 
@@ -49,17 +48,8 @@ async def merge_images(
     with staging_directory(work_dir) as staging:
         merged = await trio.to_thread.run_sync(_merge, layers, prefetch, staging)
         blobs = _blob_files(merged, layers)
-        for blob in blobs:
-            await transfer.send_blob(blob, open_origin)
-        if isinstance(target, DirStore):
-            digest = await target.put_bootstrap(merged.bootstrap)
-        else:
-            # Every blob is in the target now, and none of them is one of a dictionary.
-            own = tuple(replace(blob, source=None) for blob in blobs)
-            description = ImageDescription(_config_maker(layers))
-            files = ImageFiles(merged.bootstrap, own)
-            manifest = await send_image(transfer, files, description, open_origin)
-            digest = await cast(OciStore, target).put_manifest(OCI_MANIFEST, manifest, as_reference=True)
+        make_config = _config_maker(layers)
+        digest = await publish_merged(merged, blobs, make_config, {}, target, transfer, open_origin)
     return MergeResult(digest, len(blobs), merged.inodes, merged.bytes_in)
 
 

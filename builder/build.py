@@ -213,5 +213,6 @@ def reporting_full_disk(work_dir: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        why = f"{error.strerror} in the build's work directory (--work-dir gives it another place)"
+        place = "the build's work directory (--work-dir or --cache-dir gives it another place)"
+        why = f"{error.strerror} in {place}"
         raise DiskFull(where=work_dir, why=why) from error

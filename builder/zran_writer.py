@@ -1,7 +1,8 @@
 """The chunk infos, contexts and windows of a layer that stays a gzip stream: all that its blob.meta holds.
 
-Chunks come in the order of the stream. A context is closed when the next chunk would make it too large, and
-only then are its chunks described: each names the range of the whole context.
+Chunks come in the order of the stream. A context is closed when the next chunk would make it too large and a
+later one can start nearer to it, and only then are its chunks described: each names the range of the whole
+context.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ from rafs.zran import DECODED_MAX, ENCODED_MAX, ZranContext
 _COPY_SIZE = 1 << 20
 CONTEXT_ENCODED = 1 << 20
 CONTEXT_DECODED = 2 << 20
-"""Where a context ends, unless a chunk alone, with the block that it starts in, is larger."""
+"""Where a context ends, unless the block that it starts in goes on."""
 
 
 class CannotIndex(NydusError):
@@ -77,8 +78,11 @@ class ZranWriter:
         """
         end = self._indexer.encoded_end(start + size), start + size
         if self._point is None or not _fits(self._point, end, CONTEXT_ENCODED, CONTEXT_DECODED):
-            self._close_context()
-            self._point = self._indexer.point_before(start)
+            point = self._indexer.point_before(start)
+            # In a long block there is no later point: another context would be the same, once more.
+            if point is None or self._point is None or point.in_offset != self._point.in_offset:
+                self._close_context()
+                self._point = point
             if self._point is None or not _fits(self._point, end, ENCODED_MAX, DECODED_MAX):
                 raise CannotIndex(offset=start, why="its gzip stream has blocks of too many bytes")
         self._end = end

@@ -521,3 +521,34 @@ def test_a_nydus_image_is_not_converted_again(machine: Machine, layout: Layout) 
     machine.nydus("convert", f"oci:{layout.path}:v1", f"{out}:v1")
     code, line = machine.failure("convert", f"{out}:v1", f"{out}:v2")
     assert (code, "already a Nydus image" in line) == (124, True)
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("options", [(), ("--no-copy",)])
+def test_a_full_disk_is_said_and_leaves_no_image(
+    machine: Machine, layout: Layout, options: tuple[str, ...]
+) -> None:
+    """Of the work directory: with more room the same command succeeds."""
+    layer = Layer()
+    for number in range(30_000):
+        layer.add(f"d/{number:0100}", b"%d" % number)
+    layout.image([Layer().add("f", noise(12 * MIB)), layer], tag="v1")
+    cache, out = machine.directory / "cache", machine.directory / "out"
+    cache.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(cache)], check=True)
+    try:
+        code, line = machine.failure("convert", f"oci:{layout.path}:v1", f"oci:{out}:v1", *options)
+        assert (code, "No space left on device" in line) == (45, True), line
+        assert not (out / "index.json").exists()
+        subprocess.run(["mount", "-o", "remount,size=200m", str(cache)], check=True)
+        machine.nydus("convert", f"oci:{layout.path}:v1", f"oci:{out}:v1", *options)
+        machine.nydus("check", "--deep", f"oci:{out}:v1")
+    finally:
+        subprocess.run(["umount", "-l", str(cache)], check=True)
+
+
+def test_a_registry_that_goes_away_is_said(machine: Machine, layout: Layout) -> None:
+    """Nobody listens there: an error within the budget of retries, and no tag."""
+    layout.image([Layer().add("f", noise(MIB))], tag="v1")
+    code, line = machine.failure("convert", f"oci:{layout.path}:v1", "127.0.0.1:9/app:v1")
+    assert (code, "cannot connect" in line) == (33, True), line

@@ -70,3 +70,9 @@ def test_a_chunk_far_behind_its_point_has_a_large_context(tmp_path: Path) -> Non
 def test_a_chunk_too_far_behind_its_point_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CannotIndex, match="without --no-copy"):
         contexts_of(tmp_path, 100 * MIB, [(70 * MIB, 1000)])
+
+
+def test_chunks_in_one_long_block_share_its_context(tmp_path: Path) -> None:
+    """A context for each of them would hold all before it once more, and a window."""
+    found = contexts_of(tmp_path, 8 * MIB, [(MIB * number, MIB) for number in range(10)])
+    assert found == [(0, 0, 8 * MIB)] * 8 + [(1, 8 * MIB, 2 * MIB)] * 2

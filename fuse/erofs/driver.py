@@ -66,7 +66,13 @@ class ErofsMount:
         pause_s = LINGER_S
         while is_alive(self.superblock):
             changed = self.host.watch.changed
-            mount = find_mount(self.mountpoint)
+            try:
+                mount = find_mount(self.mountpoint)
+            except OSError as error:
+                # Short of descriptors for a moment, which is no reason to give a mount up.
+                log.info("cannot look whether %s is mounted: %s", self.mountpoint, error.strerror)
+                await trio.sleep(LINGER_MAX_S)
+                continue
             if mount is not None and mount.filesystem == "erofs":
                 self.state, pause_s = "mounted", LINGER_S
                 await changed.wait()

@@ -22,12 +22,12 @@ from backend.prefetch import prefetch
 from backend.prefetch_mode import PrefetchMode
 from backend.shelf import BlobShelf
 from backend.store import ImageMetadata, ImageStore
-from fuse.api_server import serve_status
 from fuse.filesystem import ImageFilesystem
 from fuse.image import OpenedImage, open_image
 from fuse.mount_status import SessionStatus, describe
 from fuse.mountpoint import MountFailed, prepare_mountpoint, require_fuse
 from fuse.pyfuse3_driver import DriverOptions, raise_readahead, serve
+from fuse.status_socket import serve_status
 from rafs.errors import NydusError
 
 log = logging.getLogger(__name__)

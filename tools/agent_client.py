@@ -1,4 +1,4 @@
-"""Asks an agent, or a single mount's process, on its unix socket: JSON over HTTP, see fuse/api_server.py."""
+"""Asks an agent, or a single mount's process, on its unix socket: JSON over HTTP, see backend/json_api.py."""
 
 import contextlib
 import http.client

@@ -88,6 +88,11 @@ VERBS = {
         "Copy an image between registries and layouts; only missing blobs travel.",
         "nydus-py copy 127.0.0.1:5000/models/llama:v1 oci:./layout:v1",
     ),
+    "scheduler": Verb(
+        "scheduler",
+        "Tell the hosts of a cluster about each other, so that they give each other what they have.",
+        "nydus-py scheduler --listen :8770",
+    ),
 }
 
 

@@ -16,6 +16,7 @@ from typing import Protocol
 import msgspec
 import trio
 
+from backend.json_api import ApiRequest, Routes, serve_api
 from backend.shelf import BlobShelf
 from fuse.agent.kept import AgentStatus, KeptMount
 from fuse.agent.live_mount import LiveMount
@@ -27,7 +28,6 @@ from fuse.agent.request import (
     MountRequest,
     UnmountRequest,
 )
-from fuse.api_server import Routes, serve_api
 from fuse.erofs.driver import KIND_BLOB, KIND_EROFS, ErofsHost
 from fuse.erofs.events import EventOptions
 from fuse.erofs.journal import Pending
@@ -207,7 +207,7 @@ class Agent:
             ("POST", UPGRADE_TARGET): self._answer_upgrade,
         }
 
-    async def _answer_status(self, body: bytes) -> AgentStatus:
+    async def _answer_status(self, call: ApiRequest) -> AgentStatus:
         await trio.lowlevel.checkpoint()
         return self._status()
 
@@ -215,8 +215,8 @@ class Agent:
         found = [status for mount in self._mounts.values() if (status := mount.status()) is not None]
         return AgentStatus(os.getpid(), self._options.version, self._takeover.restarts, found)
 
-    async def _answer_mount(self, body: bytes) -> SessionStatus:
-        request = msgspec.json.decode(body, type=MountRequest)
+    async def _answer_mount(self, call: ApiRequest) -> SessionStatus:
+        request = msgspec.json.decode(call.body, type=MountRequest)
         path = Path(request.mountpoint)
         if path in self._mounts:
             raise AlreadyMounted(directory=path, source=self._mounts[path].request.reference)
@@ -246,8 +246,8 @@ class Agent:
         finally:
             outcome.known.set()
 
-    async def _answer_unmount(self, body: bytes) -> dict[str, str]:
-        request = msgspec.json.decode(body, type=UnmountRequest)
+    async def _answer_unmount(self, call: ApiRequest) -> dict[str, str]:
+        request = msgspec.json.decode(call.body, type=UnmountRequest)
         mount = self._mounts.get(Path(request.mountpoint))
         if mount is None:
             raise NothingMounted(directory=request.mountpoint)
@@ -266,7 +266,7 @@ class Agent:
     async def _unmount(self, mount: LiveMount, *, lazy: bool) -> None:
         await trio.to_thread.run_sync(lambda: unmount(mount.mountpoint, lazy=lazy))
 
-    async def _answer_upgrade(self, body: bytes) -> AgentStatus:
+    async def _answer_upgrade(self, call: ApiRequest) -> AgentStatus:
         await self._keeper.tell("upgrade")
         return self._status()
 

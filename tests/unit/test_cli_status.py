@@ -9,8 +9,8 @@ import pytest
 import trio
 
 from backend.fetch_statistics import FetchStatistics
-from fuse.api_server import serve_status
 from fuse.mount_status import SessionStatus
+from fuse.status_socket import serve_status
 from tools.agent_client import ask
 from tools.main import run
 from tools.mount_record import MountFiles, MountRecord, NotMounted, known_mounts, mount_files

@@ -1,0 +1,144 @@
+"""The scheduler as a server: `SchedulerState` behind JSON over HTTP, see docs/peers.md.
+
+Concurrency: everything that touches the state is free of checkpoints. One task forgets silent hosts.
+"""
+
+import os
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import msgspec
+import trio
+
+from backend.json_api import ApiRequest, serve_api
+from backend.peers.scheduler_state import AnnounceRefused, SchedulerState
+from backend.peers.wire import (
+    ANNOUNCE_TARGET,
+    STATUS_TARGET,
+    SWITCH_TARGET,
+    Announce,
+    Answer,
+    HostInfo,
+    Traffic,
+)
+
+CONNECTIONS_MAX = 20_000
+EXPIRE_PAUSE_S = 0.5
+
+
+class SwarmStatus(msgspec.Struct, frozen=True):
+    """A blob in a scope: hosts that take part, its number of pieces, and those that somebody has."""
+
+    scope: str
+    blob_id: str
+    hosts: int
+    pieces: int
+    pieces_held: int
+
+
+class HostStatus(msgspec.Struct, frozen=True):
+    """A host and its traffic in bytes."""
+
+    host: HostInfo
+    scope: str
+    silent_s: float
+    uploads: int
+    blobs: int
+    traffic: Traffic
+
+
+class SchedulerStatus(msgspec.Struct, frozen=True):
+    """What the scheduler knows at this moment."""
+
+    epoch: str
+    peers_enabled: bool
+    interval_s: float
+    refused: int
+    traffic: Traffic
+    hosts: list[HostStatus]
+    blobs: list[SwarmStatus]
+
+
+class Switch(msgspec.Struct, frozen=True):
+    """Whether hosts use each other at all."""
+
+    peers_enabled: bool
+
+
+class Scheduler:
+    """See above. `trusts_addresses`: hosts may name an upload server at another address than their own."""
+
+    def __init__(
+        self,
+        state: SchedulerState,
+        *,
+        trusts_addresses: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.state = state
+        self._trusts_addresses = trusts_addresses
+        self._clock = clock
+
+    async def serve(self, listener: socket.socket, ssl_context: ssl.SSLContext | None = None) -> None:
+        """Answers until cancelled, and closes the listener."""
+        routes = {
+            ("POST", ANNOUNCE_TARGET): self._announce,
+            ("GET", STATUS_TARGET): self._status,
+            ("POST", SWITCH_TARGET): self._switch,
+        }
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._expire)
+            await serve_api(listener, routes, connections_max=CONNECTIONS_MAX, ssl_context=ssl_context)
+
+    async def _announce(self, call: ApiRequest) -> Answer:
+        await trio.lowlevel.checkpoint()
+        announce = msgspec.json.decode(call.body, type=Announce)
+        if not self._trusts_addresses and host_of(announce.host.url) != call.peer:
+            self.state.refused += 1
+            why = f"it comes from {call.peer} and names an upload server at {announce.host.url[:128]}"
+            raise AnnounceRefused(host=announce.host.id[:64], why=why)
+        return self.state.announce(announce, call.peer, self._clock())
+
+    async def _status(self, call: ApiRequest) -> SchedulerStatus:
+        await trio.lowlevel.checkpoint()
+        state, now = self.state, self._clock()
+        hosts = [
+            HostStatus(h.info, h.group, now - h.heard_at, h.uploads, len(h.holdings), h.traffic)
+            for h in state.hosts.values()
+        ]
+        return SchedulerStatus(
+            epoch=state.epoch,
+            peers_enabled=state.peers_enabled,
+            interval_s=state.interval_s,
+            refused=state.refused,
+            traffic=state.traffic(),
+            hosts=hosts,
+            blobs=[SwarmStatus(*swarm) for swarm in state.swarms()],
+        )
+
+    async def _switch(self, call: ApiRequest) -> Switch:
+        await trio.lowlevel.checkpoint()
+        wanted = msgspec.json.decode(call.body, type=Switch)
+        self.state.peers_enabled = wanted.peers_enabled
+        return wanted
+
+    async def _expire(self) -> None:
+        while True:
+            await trio.sleep(EXPIRE_PAUSE_S)
+            self.state.expire(self._clock())
+
+
+def new_epoch() -> str:
+    """A name for this life of a scheduler."""
+    return os.urandom(8).hex()
+
+
+def host_of(url: str) -> str:
+    """The address in `http://ADDRESS:PORT`; "" for something else."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""

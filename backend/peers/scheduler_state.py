@@ -1,0 +1,322 @@
+"""What a scheduler knows, and what it answers. No I/O: time and chance are given.
+
+All of it is soft: a scheduler that has just started asks each host to tell everything again, and knows after
+one round what the last one knew. Nothing that a host says is trusted further than its own holdings: numbers
+are bounded here, and wrong bytes are found by whoever receives them.
+
+Each host is told about `NEIGHBOURS_MAX` others for each blob that it wants, always the same ones as long as
+they live, and after the first time only what they got since. So an answer costs the same in a cluster of any
+size; owners are found through the members, whom everybody knows.
+"""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from backend.peers.membership import Membership
+from backend.peers.piece import PieceSet
+from backend.peers.ranking import Candidate, Ranker, RuleRanker
+from backend.peers.scope import ScopeRule
+from backend.peers.wire import (
+    Announce,
+    Answer,
+    HolderChange,
+    Holding,
+    HostInfo,
+    MemberChange,
+    Traffic,
+)
+from rafs.errors import NydusError
+
+NEIGHBOURS_MAX = 40
+BLOBS_MAX = 4096
+"""Of one host, at a time."""
+PIECES_MAX = 1 << 16
+INTERVAL_MIN_S = 0.25
+INTERVAL_MAX_S = 1.5
+"""Below the 2 s in which everybody must have heard of a change."""
+HOSTS_A_SECOND = 2500
+"""Announcements that one core answers with room to spare; `tools/bench/scheduling.py`."""
+SILENT_INTERVALS = 4
+"""A host that has not been heard of for so many intervals has gone."""
+REPORTERS_MIN = 2
+"""One host's word is not enough to ban another for all."""
+BAN_S = 300.0
+CANDIDATES_MAX = 200
+"""Hosts of a swarm that are looked at when neighbours are chosen."""
+
+
+class AnnounceRefused(NydusError):
+    """A host tells what cannot be true."""
+
+    message = "announcement of {host}: {why}"
+    exit_code: ClassVar[int] = 151
+
+
+@dataclass(slots=True)
+class _Held:
+    """A host's pieces of one blob; `order` as they came, so that "since then" is a slice."""
+
+    pieces: PieceSet
+    order: list[int] = field(default_factory=list)
+    generation: int = 0
+
+
+@dataclass(slots=True)
+class _Host:
+    info: HostInfo
+    group: str
+    heard_at: float
+    sequence: int = 0
+    uploads: int = 0
+    traffic: Traffic = field(default_factory=Traffic)
+    holdings: dict[str, _Held] = field(default_factory=dict)
+    # blob -> neighbour -> (generation, how many of its pieces were told)
+    told: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
+
+
+class _Swarm:
+    """The hosts that have told of one blob in one scope."""
+
+    def __init__(self, pieces: int) -> None:
+        self.pieces = pieces
+        self.hosts: dict[str, None] = {}
+        self.known_by: dict[str, int] = {}
+
+
+class SchedulerState:
+    """See above."""
+
+    def __init__(
+        self,
+        epoch: str,
+        scope: ScopeRule | None = None,
+        ranker: Ranker | None = None,
+        chance: random.Random | None = None,
+    ) -> None:
+        """`epoch` names this life of the scheduler, unlike any earlier one."""
+        self.epoch = epoch
+        self.peers_enabled = True
+        self.refused = 0
+        self.hosts: dict[str, _Host] = {}
+        self._scope = scope or ScopeRule()
+        self._ranker = ranker or RuleRanker()
+        self._chance = chance or random.Random()
+        self._members: dict[str, Membership] = {}
+        self._swarms: dict[tuple[str, str], _Swarm] = {}
+        self._reports: dict[str, dict[str, float]] = {}
+        self._gone = Traffic()
+
+    @property
+    def interval_s(self) -> float:
+        """How often each host should announce itself."""
+        return min(INTERVAL_MAX_S, max(INTERVAL_MIN_S, len(self.hosts) / HOSTS_A_SECOND))
+
+    def announce(self, announce: Announce, address: str, now: float) -> Answer:
+        """Takes an announcement from `address` in and gives the answer. Raises `AnnounceRefused`."""
+        self._check(announce)
+        host = self._host_of(announce, address, now)
+        if announce.is_leaving:
+            self._remove(host)
+            return Answer(self.epoch, 0, self.interval_s, MemberChange(0))
+        knows_each_other = announce.epoch == self.epoch and announce.sequence == host.sequence
+        if not knows_each_other:
+            host.told.clear()
+        host.sequence += 1
+        host.uploads, host.traffic = announce.uploads, announce.traffic
+        understood = knows_each_other or announce.is_everything
+        if understood:
+            self._take_holdings(host, announce)
+        self._note_reports(host, announce, now)
+        members = self._members[host.group]
+        return Answer(
+            epoch=self.epoch,
+            sequence=host.sequence,
+            interval_s=self.interval_s,
+            members=members.since(announce.members_version if announce.epoch == self.epoch else -1),
+            holders=self._holders_for(host, announce.wanted),
+            peers_enabled=self.peers_enabled,
+            banned=self._banned(now),
+            wants_everything=not understood,
+        )
+
+    def expire(self, now: float) -> None:
+        """Forgets hosts that have fallen silent. To be called now and then."""
+        patience_s = SILENT_INTERVALS * max(self.interval_s, INTERVAL_MIN_S)
+        for host in [host for host in self.hosts.values() if now - host.heard_at > patience_s]:
+            self._remove(host)
+
+    def traffic(self) -> Traffic:
+        """Bytes of all hosts, those that have gone too."""
+        return sum((host.traffic for host in self.hosts.values()), self._gone)
+
+    def swarms(self) -> Iterable[tuple[str, str, int, int, int]]:
+        """Scope, blob, hosts, number of pieces, pieces that somebody has."""
+        for (group, blob_id), swarm in self._swarms.items():
+            union = PieceSet(swarm.pieces)
+            for host_id in swarm.hosts:
+                union.merge(self.hosts[host_id].holdings[blob_id].pieces)
+            yield group, blob_id, len(swarm.hosts), swarm.pieces, len(union)
+
+    # -- what hosts say
+
+    def _check(self, announce: Announce) -> None:
+        host_id = announce.host.id
+        if not host_id or len(host_id) > 256 or len(announce.host.labels) > 64:
+            self._refuse(host_id[:64], "a name of 1 to 256 characters and at most 64 labels are needed")
+        if len(announce.holdings) > BLOBS_MAX or len(announce.wanted) > BLOBS_MAX:
+            self._refuse(host_id, f"more than {BLOBS_MAX} blobs")
+        for holding in announce.holdings:
+            if not 0 <= holding.pieces <= PIECES_MAX or len(holding.blob_id) > 128:
+                self._refuse(host_id, f"a blob of {holding.pieces} pieces")
+            if any(not 0 <= piece < holding.pieces for piece in holding.added):
+                self._refuse(host_id, "a piece outside of its blob")
+
+    def _refuse(self, host_id: str, why: str) -> None:
+        self.refused += 1
+        raise AnnounceRefused(host=host_id, why=why)
+
+    def _host_of(self, announce: Announce, address: str, now: float) -> _Host:
+        info = announce.host
+        group = self._scope.group_of(info, address)
+        host = self.hosts.get(info.id)
+        if host is not None and host.group != group:
+            self._remove(host)
+            host = None
+        if host is None:
+            host = self.hosts[info.id] = _Host(info, group, now)
+        host.info, host.heard_at = info, now
+        self._members.setdefault(group, Membership()).put(info)
+        return host
+
+    def _take_holdings(self, host: _Host, announce: Announce) -> None:
+        if announce.is_everything:
+            kept = {holding.blob_id for holding in announce.holdings}
+            for blob_id in [blob_id for blob_id in host.holdings if blob_id not in kept]:
+                self._drop(host, blob_id)
+        for blob_id in announce.dropped:
+            self._drop(host, blob_id)
+        for holding in announce.holdings:
+            self._take_holding(host, holding)
+
+    def _take_holding(self, host: _Host, holding: Holding) -> None:
+        held = host.holdings.get(holding.blob_id)
+        if held is None or held.pieces.count != holding.pieces:
+            if held is not None:
+                self._drop(host, holding.blob_id)
+            if len(host.holdings) >= BLOBS_MAX:
+                return
+            held = host.holdings[holding.blob_id] = _Held(PieceSet(holding.pieces))
+            self._join(host, holding)
+        if holding.have is not None:
+            try:
+                pieces = PieceSet(holding.pieces, holding.have)
+            except ValueError as error:
+                self.refused += 1
+                raise AnnounceRefused(host=host.info.id, why=str(error)) from None
+            held.pieces, held.order = pieces, list(pieces)
+            held.generation += 1
+        for piece in holding.added:
+            if piece not in held.pieces:
+                held.pieces.add(piece)
+                held.order.append(piece)
+
+    def _join(self, host: _Host, holding: Holding) -> None:
+        key = (host.group, holding.blob_id)
+        swarm = self._swarms.setdefault(key, _Swarm(holding.pieces))
+        # Who tells another number of pieces than the first has another idea of the blob: of no use to it.
+        swarm.hosts[host.info.id] = None
+
+    def _drop(self, host: _Host, blob_id: str) -> None:
+        if host.holdings.pop(blob_id, None) is None:
+            return
+        host.told.pop(blob_id, None)
+        key = (host.group, blob_id)
+        swarm = self._swarms[key]
+        del swarm.hosts[host.info.id]
+        if not swarm.hosts:
+            del self._swarms[key]
+
+    def _remove(self, host: _Host) -> None:
+        for blob_id in list(host.holdings):
+            self._drop(host, blob_id)
+        self._members[host.group].remove(host.info.id)
+        if not self._members[host.group].hosts:
+            del self._members[host.group]
+        self._gone += host.traffic
+        del self.hosts[host.info.id]
+
+    # -- what they hear
+
+    def _holders_for(self, host: _Host, wanted: list[str]) -> list[HolderChange]:
+        changes: list[HolderChange] = []
+        for blob_id in [blob_id for blob_id in host.told if blob_id not in wanted]:
+            del host.told[blob_id]
+        for blob_id in wanted:
+            swarm = self._swarms.get((host.group, blob_id))
+            if swarm is None:
+                continue
+            told = host.told.setdefault(blob_id, {})
+            for neighbour in self._neighbours(host, blob_id, swarm, told):
+                change = self._change_of(neighbour, blob_id, swarm.pieces, told)
+                if change is not None:
+                    changes.append(change)
+        return changes
+
+    def _neighbours(
+        self, host: _Host, blob_id: str, swarm: _Swarm, told: dict[str, tuple[int, int]]
+    ) -> list[str]:
+        for gone in [name for name in told if name not in swarm.hosts]:
+            del told[gone]
+            swarm.known_by.pop(gone, None)
+        room = NEIGHBOURS_MAX - len(told)
+        others = len(swarm.hosts) - 1 - len(told)
+        if room > 0 and others > 0:
+            names = [name for name in swarm.hosts if name != host.info.id and name not in told]
+            if len(names) > CANDIDATES_MAX:
+                names = self._chance.sample(names, CANDIDATES_MAX)
+            candidates = [self._candidate(name, blob_id, swarm) for name in names]
+            for name in self._ranker.choose(host.info, candidates, room, self._chance):
+                told[name] = (-1, 0)
+                swarm.known_by[name] = swarm.known_by.get(name, 0) + 1
+        return list(told)
+
+    def _candidate(self, name: str, blob_id: str, swarm: _Swarm) -> Candidate:
+        host = self.hosts[name]
+        return Candidate(
+            host.info, host.uploads, len(host.holdings[blob_id].order), swarm.known_by.get(name, 0)
+        )
+
+    def _change_of(
+        self, neighbour: str, blob_id: str, pieces: int, told: dict[str, tuple[int, int]]
+    ) -> HolderChange | None:
+        held = self.hosts[neighbour].holdings[blob_id]
+        if held.pieces.count != pieces:
+            return None
+        generation, position = told[neighbour]
+        told[neighbour] = (held.generation, len(held.order))
+        if generation != held.generation:
+            return HolderChange(blob_id, neighbour, pieces, have=bytes(held.pieces))
+        if position == len(held.order):
+            return None
+        return HolderChange(blob_id, neighbour, pieces, added=held.order[position:])
+
+    # -- liars
+
+    def _note_reports(self, host: _Host, announce: Announce, now: float) -> None:
+        for bad in announce.bad_peers[:64]:
+            if bad.host_id in self.hosts and bad.host_id != host.info.id:
+                self._reports.setdefault(bad.host_id, {})[host.info.id] = now
+
+    def _banned(self, now: float) -> list[str]:
+        """Hosts that several others have caught sending wrong bytes."""
+        banned: list[str] = []
+        for host_id, reporters in list(self._reports.items()):
+            for reporter in [name for name, at in reporters.items() if now - at > BAN_S]:
+                del reporters[reporter]
+            if not reporters:
+                del self._reports[host_id]
+            elif len(reporters) >= REPORTERS_MIN:
+                banned.append(host_id)
+        return banned

@@ -1,0 +1,104 @@
+"""What hosts and schedulers tell each other: JSON, see docs/peers.md.
+
+Everything that comes from another host is a hint at most: sizes and numbers are bounded where they are taken.
+"""
+
+import msgspec
+
+ANNOUNCE_TARGET = "/v1/announce"
+STATUS_TARGET = "/v1/status"
+LIMITS_TARGET = "/v1/limits"
+SWITCH_TARGET = "/v1/switch"
+
+
+class HostInfo(msgspec.Struct, frozen=True):
+    """A host, and the address of its upload server (`http://10.0.0.1:8771`)."""
+
+    id: str
+    url: str
+    zone: str = ""
+    labels: dict[str, str] = {}
+
+
+class Holding(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a host has of a blob: all of it (`have`, base64 in JSON), or what came since (`added`)."""
+
+    blob_id: str
+    pieces: int
+    have: bytes | None = None
+    added: list[int] = []
+
+
+class Traffic(msgspec.Struct, frozen=True):
+    """Bytes since the agent started, decoded but for `origin_encoded_bytes`."""
+
+    origin_bytes: int = 0
+    origin_encoded_bytes: int = 0
+    peer_bytes: int = 0
+    served_bytes: int = 0
+    copied_bytes: int = 0
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
+        return Traffic(*(a + b for a, b in pairs))
+
+
+class BadPeer(msgspec.Struct, frozen=True):
+    """A host that has sent wrong bytes of a blob."""
+
+    host_id: str
+    blob_id: str
+
+
+class Announce(msgspec.Struct, frozen=True, omit_defaults=True):
+    """From a host, every `Answer.interval_s`.
+
+    `epoch` and `sequence` are those of the last answer that arrived; others than the scheduler expects make
+    it tell everything again. `wanted`: blobs of which the host lacks pieces. `is_everything`: all holdings
+    are here and full.
+    """
+
+    host: HostInfo
+    epoch: str = ""
+    sequence: int = 0
+    members_version: int = -1
+    is_everything: bool = False
+    holdings: list[Holding] = []
+    dropped: list[str] = []
+    wanted: list[str] = []
+    traffic: Traffic = Traffic()
+    uploads: int = 0
+    bad_peers: list[BadPeer] = []
+    is_leaving: bool = False
+
+
+class MemberChange(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the hosts of the scope have changed since the version that was named; `full`: these are all."""
+
+    version: int
+    full: bool = False
+    joined: list[HostInfo] = []
+    left: list[str] = []
+
+
+class HolderChange(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What another host has of a wanted blob: all of it (`have`), or what came since the last answer."""
+
+    blob_id: str
+    host_id: str
+    pieces: int
+    have: bytes | None = None
+    added: list[int] = []
+
+
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """To a host. `wants_everything`: the scheduler does not know the host (any more)."""
+
+    epoch: str
+    sequence: int
+    interval_s: float
+    members: MemberChange
+    holders: list[HolderChange] = []
+    peers_enabled: bool = True
+    banned: list[str] = []
+    wants_everything: bool = False

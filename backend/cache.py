@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self
 
 import trio
 
@@ -57,6 +57,14 @@ class BlobShape:
     chunk_count: int
 
 
+class PresenceHook(Protocol):
+    """Hears of a chunk that is ready now, or no longer."""
+
+    def __call__(self, chunk: int, *, is_ready: bool) -> None:
+        """Free of checkpoints."""
+        ...
+
+
 BlobDescriptors = tuple[int, int, int]
 """Data file, chunk map, memory file of what is ready but not marked."""
 
@@ -73,6 +81,8 @@ class CachedBlob:
         """Grows whenever chunks are forgotten."""
         self.on_complete: list[Callable[[], None]] = []
         """Called in the trio thread when the last chunk has become ready."""
+        self.on_presence: list[PresenceHook] = []
+        """Called in the trio thread when a chunk becomes ready here, or is forgotten."""
         self._fd = file_descriptor
         self._map = chunk_map
         self._fresh_fd = os.memfd_create("nydus-py-fresh", os.MFD_CLOEXEC) if fresh_fd is None else fresh_fd
@@ -155,6 +165,7 @@ class CachedBlob:
         self._drop_overflow(index)
         if not was_ready:
             self._absent -= 1
+            self._tell_presence(index, is_ready=True)
             self._tell_if_complete()
 
     def add_unstored(self, index: int, data: bytes, error: OSError) -> None:
@@ -211,6 +222,8 @@ class CachedBlob:
                 if self._unmarked.pop(index, None) is not None:
                     self._unmarked_bytes -= size
                     self._forget_fresh(index)
+                    if index not in self._map:
+                        self._tell_presence(index, is_ready=False)
             # Other processes may have marked chunks too, and a failed flush has lost some.
             self._absent = self.shape.chunk_count - self.ready_count()
             self._tell_if_complete()
@@ -221,6 +234,8 @@ class CachedBlob:
         async with self._flush_lock:
             self.epoch += 1
             for index in indexes:
+                if self.is_ready(index):
+                    self._tell_presence(index, is_ready=False)
                 self._unmarked_bytes -= self._unmarked.pop(index, 0)
                 self._forget_fresh(index)
                 self._drop_overflow(index)
@@ -240,6 +255,10 @@ class CachedBlob:
         self._fresh.close()
         os.close(self._fresh_fd)
         os.close(self._fd)
+
+    def _tell_presence(self, index: int, *, is_ready: bool) -> None:
+        for told in self.on_presence:
+            told(index, is_ready=is_ready)
 
     def _tell_if_complete(self) -> None:
         if self._absent <= 0:

@@ -67,6 +67,13 @@ class GoodChunk(NamedTuple):
     outcomes: list[ChunkOutcome]
 
 
+class DecodedChunk(NamedTuple):
+    """A chunk's number and the bytes that are said to be it."""
+
+    number: int
+    data: memoryview
+
+
 class ChunkDecoder:
     """Decodes and verifies chunks of one blob."""
 
@@ -93,6 +100,20 @@ class ChunkDecoder:
             good += self._verified(encoded, outcomes)
         store_chunks(good, store)
         return results
+
+    def take(self, chunks: Iterable[DecodedChunk], store: Store) -> list[ChunkOutcome]:
+        """Verifies chunks that came decoded and stores good ones; what became of each. As `decode`."""
+        outcomes: list[ChunkOutcome] = []
+        good: list[GoodChunk] = []
+        for index, data in chunks:
+            if self._blob.digester.digest(data) == self._digests[index]:
+                offset = self._meta.chunk(index).uncompressed_offset
+                good.append(GoodChunk(index, offset, data, outcomes))
+            else:
+                outcomes.append(ChunkOutcome(index, 0, fault="another digest than the image names"))
+        good.sort(key=lambda chunk: chunk.offset)
+        store_chunks(good, store)
+        return outcomes
 
     def can_verify(self, index: int) -> bool:
         """Whether the image names the chunk; others are neighbours in a blob of another image."""

@@ -26,6 +26,8 @@ from backend.decode import ChunkDecoder, ChunkInvalid, ChunkOutcome, EncodedExte
 from backend.extents import RUN_BYTES, BlobExtent, ExtentIndex, merge_runs, widen
 from backend.fetch_pool import FetchPool
 from backend.fetch_statistics import FetchStatistics
+from backend.peers.hub import PeerAccess, PeerCounters
+from backend.peers.stage import PeerStage
 from backend.priority import FetchClass, Ticket
 from backend.readahead import LOCAL_WINDOW_MAX_BYTES, WINDOW_MAX_BYTES, Readahead, Stream
 from backend.singleflight import Flight, FlightTable
@@ -43,6 +45,8 @@ DECODE_BYTES_AHEAD = 4 << 20
 DECODE_EXTENTS = 256
 LOCAL_PIECE_BYTES = 2 << 20
 """What readahead asks a local file for at once: no latency is to be hidden, and a CPU's cache holds it."""
+OWNED_RUN_BYTES = 1 << 20
+"""What an owner asks the origin for at once: others wait for it, and get it as it arrives."""
 READAHEAD_DECODED_RATIO = 4
 """A readahead window decodes to at most this many times its encoded size."""
 
@@ -79,13 +83,15 @@ class ChunkFetcher:
         self._blob = blob
         self._reader = reader
         self._pool = pool
-        self._meta = meta
+        self.meta = meta
         self._extents = ExtentIndex(meta)
         self._decoder = ChunkDecoder(blob, meta, digests)
         self._flights = FlightTable()
         self._bytes_fetched = self._requests = self._chunks_stored = 0
         self._misses = self._waits = self._errors = 0
-        self._copies = CopyStage(copier, cached, pool, self._flights, self._settle, self._fetch_run)
+        self._copies = CopyStage(copier, cached, pool, self._flights, self._settle, self._bring)
+        self._peers: PeerStage | None = None
+        self._counters = PeerCounters()
         pool.register(cached, copier.note_marked if copier else None)
 
     @property
@@ -96,11 +102,25 @@ class ChunkFetcher:
     @functools.cached_property
     def decoded_map(self) -> DecodedMap:
         """Finds chunks by their place in the decoded file."""
-        return DecodedMap(self._meta)
+        return DecodedMap(self.meta)
 
     def prepare_map(self) -> None:
         """Builds `decoded_map` now: about 30 ms for 100,000 chunks."""
         _ = self.decoded_map
+
+    def use_peers(self, peers: PeerAccess) -> None:
+        """Has other hosts asked from now on, before the origin is."""
+        self._peers = PeerStage(
+            peers.hub,
+            peers.blob,
+            self.meta,
+            self._decoder,
+            self.cached,
+            self._pool,
+            self._settle,
+            self._lacking,
+        )
+        self._counters = peers.hub.counters
 
     def can_verify(self, index: int) -> bool:
         """Whether this image names the chunk; others are neighbours in a blob of another image."""
@@ -108,7 +128,7 @@ class ChunkFetcher:
 
     def span_of(self, index: int) -> tuple[int, int]:
         """Where chunk `index` starts in the decoded file, and its size, in bytes."""
-        chunk = self._meta.chunk(index)
+        chunk = self.meta.chunk(index)
         return chunk.uncompressed_offset, chunk.uncompressed_size
 
     def decoded_size(self, index: int) -> int:
@@ -126,6 +146,7 @@ class ChunkFetcher:
             waits=self._waits,
             errors=self._errors,
             bytes_copied=self._copies.bytes_copied,
+            bytes_from_peers=self._peers.bytes_received if self._peers else 0,
         )
 
     async def ensure(
@@ -155,6 +176,10 @@ class ChunkFetcher:
         if not flights:
             await trio.lowlevel.checkpoint()
         return unstored
+
+    def begin(self, chunks: Sequence[int], fetch_class: FetchClass) -> None:
+        """Starts fetching the missing ones of `chunks` and waits for nothing. Free of checkpoints."""
+        self._collect(chunks, fetch_class, {})
 
     def touch(self, first_chunk: int, last_chunk: int) -> None:
         """Tells readahead that these chunks were read. Free of checkpoints; cheap without markers."""
@@ -259,12 +284,36 @@ class ChunkFetcher:
         self, extents: Iterable[BlobExtent], fetch_class: FetchClass, limit_bytes: int = RUN_BYTES
     ) -> list[Flight]:
         started, absent = self._copies.start(extents, self._lacking, Ticket(fetch_class))
-        for run in merge_runs(absent, limit_bytes):
+        peers = self._asked_peers()
+        for run in peers.runs(absent, limit_bytes) if peers else merge_runs(absent, limit_bytes):
             ticket = Ticket(fetch_class)
             flights = [self._flights.start(extent, ticket) for extent in run]
             started += flights
-            self._pool.nursery.start_soon(self._fetch_run, flights, ticket)
+            self._pool.nursery.start_soon(self._bring, flights, ticket)
         return started
+
+    def _asked_peers(self) -> PeerStage | None:
+        return self._peers if self._peers is not None and not self._peers.is_alone else None
+
+    async def _bring(self, flights: list[Flight], ticket: Ticket) -> None:
+        """From other hosts what they have, from the origin what is left; lands all flights."""
+        peers = self._asked_peers()
+        if peers is None:
+            await self._fetch_run(flights, ticket)
+            return
+        try:
+            left = await peers.bring(flights, ticket)
+        except Exception:
+            self._errors += 1
+            log.exception("asking peers for blob %s", self._blob.blob_id[:12])
+            left = [flight for flight in flights if not flight.done.is_set()]
+        except BaseException:
+            self._fail(flights, FetchFailed(blob_id=self._blob.blob_id, why="the fetch was given up"))
+            raise
+        by_start = {flight.extent.start: flight for flight in left}
+        for run in merge_runs((flight.extent for flight in left), OWNED_RUN_BYTES):
+            group = [by_start[extent.start] for extent in run]
+            self._pool.nursery.start_soon(self._fetch_run, group, ticket)
 
     async def _fetch_run(self, flights: list[Flight], ticket: Ticket) -> None:
         """One request for neighbouring extents; lands all their flights."""
@@ -295,14 +344,18 @@ class ChunkFetcher:
                 self._requests += 1
                 with self._pool.buffers.lent(length) as buffer:
                     await self._reader.read_into(start, buffer)
-                    self._bytes_fetched += length
+                    self._note_fetched(length)
                     yield buffer
         else:
             async with self._pool.gate.slot(ticket):
                 self._requests += 1
                 data = await self._reader.read_range(start, length)
-            self._bytes_fetched += length
+            self._note_fetched(length)
             yield memoryview(data)
+
+    def _note_fetched(self, length: int) -> None:
+        self._bytes_fetched += length
+        self._counters.origin_encoded_bytes += length
 
     async def _finish_batch(
         self,
@@ -317,6 +370,7 @@ class ChunkFetcher:
             if any(outcome.fault for outcome in results):
                 faulty.append((flight, results))
             else:
+                self._counters.origin_bytes += sum(outcome.size_bytes for outcome in results)
                 self._settle(flight, results)
 
     async def _refetch(self, flight: Flight, first_results: list[ChunkOutcome]) -> None:

@@ -29,6 +29,8 @@ class FetchOptions:
     decode_threads: int = 0  # 0: one for each CPU
     flush_interval_s: float = 5.0
     flush_bytes: int = 1 << 30
+    peer_connections: int = 16
+    peer_reserved: int = 4
 
 
 class FetchPool:
@@ -39,6 +41,7 @@ class FetchPool:
         self.nursery = nursery
         self.options = options
         self.gate = PriorityGate(options.connections, options.reserved)
+        self.peer_gate = PriorityGate(options.peer_connections, options.peer_reserved)
         self.decoders = PriorityGate(options.decode_threads or len(os.sched_getaffinity(0)), 0)
         self.buffers = BufferPool()
         self._blobs: list[tuple[CachedBlob, Callable[[Collection[int]], None] | None]] = []

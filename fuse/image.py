@@ -15,6 +15,8 @@ from backend.contract import BlobReader
 from backend.fetch import ChunkFetcher
 from backend.fetch_pool import FetchOptions, FetchPool, open_fetch_pool
 from backend.fetch_statistics import FetchStatistics
+from backend.peers.hub import PeerHub
+from backend.reference import RegistryReference
 from backend.shelf import BlobShelf
 from backend.store import ImageMetadata, ImageStore
 from rafs.blobmeta import BlobMeta
@@ -63,8 +65,11 @@ async def open_image(
     cache_dir: Path,
     shelf: BlobShelf,
     options: FetchOptions,
+    peers: PeerHub | None = None,
 ) -> AsyncIterator[OpenedImage]:
     """Opens what reads of the image need, and closes it in the order in which it depends on each other.
+
+    `peers` are asked for images of registries, which all hosts can read.
 
     Fetches end first; what has arrived is flushed before its files are closed. Raises `FormatError`,
     `CacheUnusable`, `BlobUnsupported`, `NoChunkTable`.
@@ -74,7 +79,7 @@ async def open_image(
         files.callback(_close_bootstrap, bootstrap)
         fetchers: dict[int, ChunkFetcher] = {}
         files.callback(fetchers.clear)
-        async with AsyncExitStack() as readers, open_fetch_pool(options) as pool:
+        async with AsyncExitStack() as readers, open_fetch_pool(options) as pool, AsyncExitStack() as shared:
             local = files.enter_context(open_local_chunks(cache_dir, shelf))
             opener = _Opener(bootstrap, metadata, cache_dir, shelf, pool, files, local, [])
             for blob in bootstrap.blobs:
@@ -82,10 +87,22 @@ async def open_image(
                     continue
                 reader = store.open_blob(blob.blob_id, blob.compressed_size)
                 readers.push_async_callback(_close_reader, reader)
-                fetchers[blob.index] = await trio.to_thread.run_sync(opener.open, blob.index, reader)
+                fetcher = await trio.to_thread.run_sync(opener.open, blob.index, reader)
+                fetchers[blob.index] = fetcher
+                if peers is not None and (name := shared_name(store, metadata)):
+                    access = peers.registered(name, fetcher)
+                    fetcher.use_peers(await shared.enter_async_context(access))
             for restore in opener.restores:
                 pool.nursery.start_soon(trio.to_thread.run_sync, restore)
             yield OpenedImage(str(store.reference), metadata, bootstrap, cache_dir, fetchers)
+
+
+def shared_name(store: ImageStore, metadata: ImageMetadata) -> str:
+    """What names exactly this image on every host; "" for one that only this host may be able to read."""
+    reference = store.reference
+    if not isinstance(reference, RegistryReference):
+        return ""
+    return f"{reference.host}/{reference.repository}@{metadata.digest}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ other. When the supervisor has died, `listen` starts another one and gives it ev
 the agent itself keeps all descriptors open, so nothing is lost.
 """
 
-import contextlib
 import logging
 import os
 import socket
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 
 import trio
 
+from fuse.packets import receive_packet, send_packet
 from fuse.supervisor.channel import Packet, receive, send
 from rafs.errors import NydusError
 
@@ -120,7 +120,7 @@ class SupervisedKeeper:
     async def listen(self, on_packet: Callable[[Packet], None]) -> None:
         """Reads the channel for ever; `on_packet` gets what is not an answer to `hold`."""
         while True:
-            packet = await self._receive()
+            packet = await receive_packet(self._channel)
             if packet is None:
                 log.warning("the supervisor has died; another one is started")
                 await self._start_over()
@@ -145,22 +145,11 @@ class SupervisedKeeper:
             raise NotHeld(name=entry.name, why=self._refusal)
 
     async def _send(self, packet: Packet) -> None:
-        while True:
-            try:
-                send(self._channel, packet)
-                return
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._channel)
-            except (BrokenPipeError, ConnectionError):
-                # `listen` sees it as well, starts another supervisor and sends all entries.
-                await trio.lowlevel.checkpoint()
-                return
-
-    async def _receive(self) -> Packet | None:
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                return receive(self._channel, wait=False)
-            await trio.lowlevel.wait_readable(self._channel)
+        try:
+            await send_packet(self._channel, packet)
+        except (BrokenPipeError, ConnectionError):
+            # `listen` sees it as well, starts another supervisor and sends all entries.
+            await trio.lowlevel.checkpoint()
 
     async def _start_over(self) -> None:
         """Another supervisor, and everything again: free of `hold`'s lock, which may wait for us."""

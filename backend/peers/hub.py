@@ -1,0 +1,125 @@
+"""What all mounts of a host share towards its peers: whom it knows, what it has, what it has moved.
+
+Concurrency: for the trio thread. Blobs are registered by each image that has them; the first registration
+starts counting pieces, the last one ends it.
+"""
+
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+from backend.peers.client import PeerClient
+from backend.peers.piece import PieceGrid
+from backend.peers.presence import PiecePresence
+from backend.peers.swarm import Swarm
+from backend.peers.wire import BadPeer, HostInfo, Traffic
+
+if TYPE_CHECKING:
+    from backend.fetch import ChunkFetcher
+
+BAD_PEERS_MAX = 256
+
+
+@dataclass(slots=True)
+class PeerCounters:
+    """Bytes, decoded but for `origin_encoded_bytes`, and how often something went another way.
+
+    `degraded`: runs of chunks that came from the origin although this host is no owner of them.
+    """
+
+    origin_bytes: int = 0
+    origin_encoded_bytes: int = 0
+    peer_bytes: int = 0
+    copied_bytes: int = 0
+    served_bytes: int = 0
+    degraded: int = 0
+    hedges: int = 0
+    dead_peers: int = 0
+    wrong_bytes: int = 0
+    busy_answers: int = 0
+    by_peer: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def traffic(self) -> Traffic:
+        """What the scheduler is told."""
+        return Traffic(
+            self.origin_bytes,
+            self.origin_encoded_bytes,
+            self.peer_bytes,
+            self.served_bytes,
+            self.copied_bytes,
+        )
+
+
+@dataclass(slots=True)
+class PeerBlob:
+    """A blob of this host; `fetchers` of the images that use it. `image`: where owners can read it from."""
+
+    blob_id: str
+    image: str
+    presence: PiecePresence
+    fetchers: list["ChunkFetcher"] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAccess:
+    """A blob, and the way to those who may have it."""
+
+    hub: "PeerHub"
+    blob: PeerBlob
+
+
+class PeerHub:
+    """See above. `own`: this host, and where its upload server is."""
+
+    def __init__(self, own: HostInfo, client: PeerClient, swarm: Swarm | None = None) -> None:
+        self.own = own
+        self.client = client
+        self.swarm = swarm or Swarm(own.id, own.zone)
+        self.counters = PeerCounters()
+        self.blobs: dict[str, PeerBlob] = {}
+        self.bad_peers: list[BadPeer] = []
+        self.dropped: list[str] = []
+        """Blobs that have gone since the last announcement."""
+        self.uploads = 0
+        self.has_news = trio.Event()
+        """Somebody has come to want a blob: an announcement is due at once."""
+
+    @asynccontextmanager
+    async def registered(self, image: str, fetcher: "ChunkFetcher") -> AsyncIterator[PeerAccess]:
+        """This host has, or fetches, a blob for the time of the block; `image` names where it can be read."""
+        cached = fetcher.cached
+        blob_id = cached.shape.blob_id
+        blob = self.blobs.get(blob_id)
+        if blob is None or blob.presence.cached is not cached:
+            grid = PieceGrid(cached.shape.size_bytes)
+            presence = await trio.to_thread.run_sync(PiecePresence, fetcher.meta, cached, grid)
+            blob = self.blobs.get(blob_id)
+            if blob is None or blob.presence.cached is not cached:
+                blob = self.blobs[blob_id] = PeerBlob(blob_id, image, presence)
+                presence.watch()
+                self.has_news.set()
+        blob.fetchers.append(fetcher)
+        try:
+            yield PeerAccess(self, blob)
+        finally:
+            blob.fetchers.remove(fetcher)
+            if not blob.fetchers:
+                self._unregister(blob)
+
+    def _unregister(self, blob: PeerBlob) -> None:
+        blob.presence.unwatch()
+        if self.blobs.get(blob.blob_id) is blob:
+            del self.blobs[blob.blob_id]
+            self.dropped.append(blob.blob_id)
+            self.swarm.forget_blob(blob.blob_id)
+
+    def note_wrong(self, host: HostInfo, blob_id: str) -> None:
+        """A host has sent wrong bytes: it is left alone, and reported."""
+        self.counters.wrong_bytes += 1
+        self.swarm.health_of(host.id).note_wrong(trio.current_time())
+        if len(self.bad_peers) < BAD_PEERS_MAX:
+            self.bad_peers.append(BadPeer(host.id, blob_id))

@@ -1,0 +1,254 @@
+"""The stage of a fetch between the copies on this host and the origin: what other hosts have comes from them.
+
+Concurrency: as `ChunkFetcher`. `bring` ends with every flight landed, or given back for the origin; when it
+is cancelled its caller lands them.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+import trio
+
+from backend.cache import CachedBlob
+from backend.decode import ChunkDecoder, ChunkOutcome, DecodedChunk
+from backend.extents import BlobExtent, merge_runs
+from backend.fetch_pool import FetchPool
+from backend.peers.client import PeerFailed, PeerRequest, Verdict
+from backend.peers.hub import PeerBlob, PeerHub
+from backend.peers.swarm import AskOrigin, AskPeer, Pause
+from backend.peers.wire import HostInfo
+from backend.priority import FetchClass, Ticket
+from backend.singleflight import Flight
+from rafs.blobmeta import BlobMeta
+
+log = logging.getLogger(__name__)
+
+REQUEST_BYTES = 4 << 20
+"""Decoded bytes of one request: several hosts share a large piece."""
+PAUSE_MIN_S = 0.02
+PAUSE_MAX_S = 0.5
+BUSY_MAX_S = 60.0
+"""How long hosts may be busy before they count as tried in vain."""
+
+
+class PeerStage:
+    """Brings chunks of one blob from other hosts, for one image."""
+
+    def __init__(
+        self,
+        hub: PeerHub,
+        blob: PeerBlob,
+        meta: BlobMeta,
+        decoder: ChunkDecoder,
+        cached: CachedBlob,
+        pool: FetchPool,
+        settle: Callable[[Flight, list[ChunkOutcome]], None],
+        lacking: Callable[[BlobExtent], Iterable[int]],
+    ) -> None:
+        """`settle` takes outcomes over and lands the flight; `lacking` tells what an extent still needs."""
+        self.bytes_received = 0
+        self._hub = hub
+        self._blob = blob
+        self._meta = meta
+        self._decoder = decoder
+        self._cached = cached
+        self._pool = pool
+        self._settle = settle
+        self._lacking = lacking
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is nobody to ask."""
+        return self._hub.swarm.is_alone
+
+    def runs(self, extents: Iterable[BlobExtent], limit_bytes: int) -> list[list[BlobExtent]]:
+        """Groups extents into runs of one piece each, to be brought one by one."""
+        by_piece: dict[int, list[BlobExtent]] = {}
+        for extent in extents:
+            by_piece.setdefault(self._blob.presence.piece_of(extent.chunks.start), []).append(extent)
+        limit_bytes = min(limit_bytes, REQUEST_BYTES)
+        return [run for group in by_piece.values() for run in merge_runs(group, limit_bytes)]
+
+    async def bring(self, flights: list[Flight], ticket: Ticket) -> list[Flight]:
+        """Brings a run of one piece; gives the flights that the origin has to serve."""
+        hub, left = self._hub, flights
+        piece = self._blob.presence.piece_of(flights[0].extent.chunks.start)
+        size_bytes = sum(flight.extent.decoded_size for flight in flights)
+        tried: set[str] = set()
+        busy_since = trio.current_time()
+        while left:
+            now = trio.current_time()
+            choice = hub.swarm.choose(self._blob.blob_id, piece, size_bytes, now, tried)
+            if isinstance(choice, AskOrigin):
+                hub.counters.degraded += not choice.is_owner
+                return left
+            if isinstance(choice, Pause):
+                if now - busy_since > BUSY_MAX_S:
+                    hub.counters.degraded += 1
+                    return left
+                await trio.sleep(min(max(choice.delay_s, PAUSE_MIN_S), PAUSE_MAX_S))
+                continue
+            before = len(left)
+            left = await self._ask(choice, left, ticket, piece, tried)
+            if len(left) < before:
+                busy_since = trio.current_time()
+        return []
+
+    async def _ask(
+        self, choice: AskPeer, flights: list[Flight], ticket: Ticket, piece: int, tried: set[str]
+    ) -> list[Flight]:
+        """Asks one host; the flights that it did not serve."""
+        wanted = self._spans(flights)
+        if not wanted:
+            for flight in flights:
+                self._settle(flight, [])
+            return []
+        start, end = wanted[0][1], max(offset + size for _, offset, size in wanted)
+        host = choice.host
+        with self._pool.buffers.lent(end - start) as buffer:
+            try:
+                async with self._pool.peer_gate.slot(ticket):
+                    host = await self._receive(choice, start, buffer, ticket, piece, tried)
+            except PeerFailed as error:
+                self._note_failure(choice, error, piece, tried)
+                return flights
+            return await self._take(host, flights, wanted, start, buffer, tried)
+
+    def _spans(self, flights: Sequence[Flight]) -> list[tuple[int, int, int]]:
+        """Number, offset and size of every chunk that is lacking, by offset in the decoded file."""
+        spans = []
+        for flight in flights:
+            for index in self._lacking(flight.extent):
+                chunk = self._meta.chunk(index)
+                spans.append((index, chunk.uncompressed_offset, chunk.uncompressed_size))
+        spans.sort(key=lambda span: span[1])
+        return spans
+
+    async def _receive(
+        self, choice: AskPeer, start: int, buffer: memoryview, ticket: Ticket, piece: int, tried: set[str]
+    ) -> HostInfo:
+        """Fills `buffer`; the host that did it, which is another one when that was faster."""
+        if ticket.fetch_class is not FetchClass.ON_DEMAND or choice.is_owner:
+            await self._request(choice, start, buffer, ticket)
+            return choice.host
+        winner: list[HostInfo] = []
+        failure: list[PeerFailed] = []
+        first_ended = trio.Event()
+
+        async def ask_first(scope: trio.CancelScope) -> None:
+            try:
+                await self._request(choice, start, buffer, ticket)
+                winner.append(choice.host)
+                scope.cancel()
+            except PeerFailed as error:
+                failure.append(error)
+            finally:
+                first_ended.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask_first, nursery.cancel_scope)
+            with trio.move_on_after(self._hub.swarm.hedge.after_s()):
+                await first_ended.wait()
+            if not first_ended.is_set():
+                await self._hedge(choice, start, buffer, ticket, piece, tried, winner)
+                if winner:
+                    nursery.cancel_scope.cancel()
+        if not winner:
+            raise failure[0]
+        return winner[0]
+
+    async def _hedge(
+        self,
+        choice: AskPeer,
+        start: int,
+        buffer: memoryview,
+        ticket: Ticket,
+        piece: int,
+        tried: set[str],
+        winner: list[HostInfo],
+    ) -> None:
+        """Asks a second host for the same; its answer counts when it is there first."""
+        hub = self._hub
+        blob_id, size, now = self._blob.blob_id, len(buffer), trio.current_time()
+        other = hub.swarm.other_holder(blob_id, piece, size, now, {*tried, choice.host.id})
+        if other is None:
+            return
+        hub.counters.hedges += 1
+        with self._pool.buffers.lent(size) as second:
+            try:
+                await self._request(AskPeer(other), start, second, ticket)
+            except PeerFailed as error:
+                self._note_failure(AskPeer(other), error, piece, tried)
+                return
+            if not winner:
+                winner.append(other)
+                buffer[:] = second
+
+    async def _request(self, choice: AskPeer, start: int, buffer: memoryview, ticket: Ticket) -> None:
+        hub, size = self._hub, len(buffer)
+        health = hub.swarm.health_of(choice.host.id)
+        request = PeerRequest(
+            self._blob.blob_id, start, self._blob.image, ticket.fetch_class, may_fetch=choice.is_owner
+        )
+        others, since = health.in_flight, trio.current_time()
+        health.in_flight += size
+        try:
+            await hub.client.fetch(choice.host.url, request, buffer)
+        finally:
+            health.in_flight -= size
+        duration_s = trio.current_time() - since
+        if not choice.is_owner:  # who has to fetch it first is not slow
+            health.note_done(size, duration_s, others)
+            hub.swarm.hedge.note(duration_s)
+        hub.counters.by_peer[choice.host.id] += size
+        hub.counters.peer_bytes += size
+        self.bytes_received += size
+
+    async def _take(
+        self,
+        host: HostInfo,
+        flights: list[Flight],
+        wanted: list[tuple[int, int, int]],
+        start: int,
+        buffer: memoryview,
+        tried: set[str],
+    ) -> list[Flight]:
+        """Verifies and stores; the flights with chunks that were wrong."""
+        chunks = [DecodedChunk(i, buffer[at - start : at - start + size]) for i, at, size in wanted]
+        async with self._pool.decoders.slot(Ticket(flights[0].ticket.fetch_class)):
+            outcomes = await trio.to_thread.run_sync(self._decoder.take, chunks, self._cached.store)
+        by_chunk = {outcome.index: outcome for outcome in outcomes}
+        left: list[Flight] = []
+        for flight in flights:
+            results = [by_chunk[index] for index in flight.extent.chunks if index in by_chunk]
+            if any(outcome.fault for outcome in results):
+                left.append(flight)
+            else:
+                self._settle(flight, results)
+        if left:
+            log.warning("peer %s sent wrong bytes of blob %s", host.id, self._blob.blob_id[:12])
+            self._hub.note_wrong(host, self._blob.blob_id)
+            tried.add(host.id)
+        return left
+
+    def _note_failure(self, choice: AskPeer, error: PeerFailed, piece: int, tried: set[str]) -> None:
+        hub, host, now = self._hub, choice.host, trio.current_time()
+        swarm, health = hub.swarm, hub.swarm.health_of(choice.host.id)
+        log.debug("%s", error)
+        if error.verdict is Verdict.BUSY:
+            hub.counters.busy_answers += 1
+            health.note_busy(now, error.retry_after_s)
+        elif error.verdict is Verdict.MOVED:
+            other = swarm.host_at(error.location)
+            swarm.note_absent(self._blob.blob_id, host.id, piece)
+            tried.add(host.id)
+            if other is not None and other.id not in tried:
+                swarm.note_holder(self._blob.blob_id, other.id, piece, self._blob.presence.grid.count)
+        elif error.verdict is Verdict.ABSENT:
+            swarm.note_absent(self._blob.blob_id, host.id, piece)
+            if choice.is_owner:
+                tried.add(host.id)
+        else:
+            hub.counters.dead_peers += 1
+            health.note_dead(now)
+            tried.add(host.id)

@@ -1,0 +1,199 @@
+"""Whom a host knows, what they have, and whom to ask for a piece. No I/O: time and chance are given.
+
+Nothing here waits for a scheduler: it answers from what the last announcement brought. Without any, the host
+is alone and goes to the origin.
+"""
+
+import random
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from backend.peers.health import HedgeTimer, PeerHealth
+from backend.peers.owners import OwnerRanking
+from backend.peers.piece import PieceSet
+from backend.peers.wire import Answer, HolderChange, HostInfo
+
+SAMPLED = 4
+"""Holders that are compared for each request: more would send everybody to the same one."""
+OWNER_TRIES = 3
+FAR_FACTOR = 2.0
+"""A host of another zone is asked when it promises to be this much faster."""
+PIECES_MAX = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class AskPeer:
+    """Ask this host; `is_owner`: it is to bring from the origin what it lacks."""
+
+    host: HostInfo
+    is_owner: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AskOrigin:
+    """Go to the origin. `is_owner`: because it is this host's part; else because nobody is left."""
+
+    is_owner: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Those who have it, or are to bring it, are busy: ask again after `delay_s`."""
+
+    delay_s: float
+
+
+Choice = AskPeer | AskOrigin | Pause
+
+
+class Swarm:
+    """See above."""
+
+    def __init__(self, own_id: str, zone: str = "", chance: random.Random | None = None) -> None:
+        self.own_id = own_id
+        self.members: dict[str, HostInfo] = {}
+        self.health: dict[str, PeerHealth] = {}
+        self.hedge = HedgeTimer()
+        self.enabled = True
+        self._zone = zone
+        self._chance = chance or random.Random()
+        self._ranking = OwnerRanking([own_id])
+        self._holders: dict[str, dict[str, PieceSet]] = {}
+        self._banned: frozenset[str] = frozenset()
+
+    # -- what is heard
+
+    def take(self, answer: Answer) -> None:
+        """Takes over what a scheduler answered."""
+        change = answer.members
+        if change.full:
+            self.members = {host.id: host for host in change.joined}
+        else:
+            self.members.update((host.id, host) for host in change.joined)
+            for gone in change.left:
+                self.members.pop(gone, None)
+        if change.full or change.joined or change.left:
+            self._rank()
+        for holding in answer.holders:
+            self._take_holding(holding)
+        self.enabled = answer.peers_enabled
+        self._banned = frozenset(answer.banned)
+
+    def forget_all(self) -> None:
+        """No scheduler knows this host any more: what others have is learnt anew."""
+        self._holders.clear()
+
+    def forget_blob(self, blob_id: str) -> None:
+        """The blob is of no interest any more."""
+        self._holders.pop(blob_id, None)
+
+    def note_holder(self, blob_id: str, host_id: str, piece: int, count: int) -> None:
+        """Another host was found to have a piece."""
+        if host_id in self.members and host_id != self.own_id:
+            self._holders.setdefault(blob_id, {}).setdefault(host_id, PieceSet(count)).add(piece)
+
+    def note_absent(self, blob_id: str, host_id: str, piece: int) -> None:
+        """A host has not what it was thought to have."""
+        pieces = self._holders.get(blob_id, {}).get(host_id)
+        if pieces is not None and piece < pieces.count:
+            pieces.discard(piece)
+
+    def health_of(self, host_id: str) -> PeerHealth:
+        """What was learnt about a host."""
+        return self.health.setdefault(host_id, PeerHealth())
+
+    def host_at(self, url: str) -> HostInfo | None:
+        """The member whose upload server is at `url`."""
+        return next((host for host in self.members.values() if host.url == url), None)
+
+    # -- what is decided
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is nobody to ask."""
+        return not self.enabled or not self.members.keys() - {self.own_id}
+
+    def is_owner(self, blob_id: str, piece: int, now: float) -> bool:
+        """Whether this host is to bring a piece from the origin: no usable host is before it."""
+        for name in self._ranking.ranked(blob_id, piece):
+            if name == self.own_id:
+                return True
+            if self._is_usable(name, now):
+                return False
+        return True
+
+    def choose(
+        self, blob_id: str, piece: int, size_bytes: int, now: float, tried: Collection[str] = ()
+    ) -> Choice:
+        """Whom to ask for `size_bytes` of a piece; `tried` were asked for it before, in vain."""
+        if self.is_alone:
+            return AskOrigin(is_owner=True)
+        holders = [
+            name
+            for name, pieces in self._holders.get(blob_id, {}).items()
+            if piece < pieces.count and piece in pieces and name not in tried and self._is_usable(name, now)
+        ]
+        free = [name for name in holders if self.health_of(name).is_free(now)]
+        if free:
+            return AskPeer(self.members[self._best(free, size_bytes)])
+        if holders:
+            return Pause(min(self.health_of(name).busy_until for name in holders) - now)
+        return self._owner(blob_id, piece, now, tried)
+
+    def other_holder(
+        self, blob_id: str, piece: int, size_bytes: int, now: float, but: Collection[str]
+    ) -> HostInfo | None:
+        """Whom to ask a second time, while the first is slow."""
+        choice = self.choose(blob_id, piece, size_bytes, now, but)
+        return choice.host if isinstance(choice, AskPeer) and not choice.is_owner else None
+
+    def _owner(self, blob_id: str, piece: int, now: float, tried: Collection[str]) -> Choice:
+        failed = 0
+        for name in self._ranking.ranked(blob_id, piece):
+            if name == self.own_id:
+                return AskOrigin(is_owner=True)
+            if name in tried:
+                failed += 1
+                if failed >= OWNER_TRIES:
+                    break
+            elif self._is_usable(name, now):
+                health = self.health_of(name)
+                if not health.is_free(now):
+                    return Pause(health.busy_until - now)
+                return AskPeer(self.members[name], is_owner=True)
+        return AskOrigin(is_owner=False)
+
+    def _is_usable(self, name: str, now: float) -> bool:
+        if name not in self.members or name in self._banned or name == self.own_id:
+            return False
+        health = self.health.get(name)
+        return health is None or health.is_usable(now)
+
+    def _best(self, names: list[str], size_bytes: int) -> str:
+        sample = self._chance.sample(names, min(SAMPLED, len(names)))
+
+        def due_s(name: str) -> float:
+            factor = 1.0 if self.members[name].zone == self._zone else FAR_FACTOR
+            return factor * self.health_of(name).due_s(size_bytes)
+
+        return min(sample, key=due_s)
+
+    def _rank(self) -> None:
+        self._ranking = OwnerRanking({*self.members, self.own_id})
+        for name in [name for name in self.health if name not in self.members]:
+            del self.health[name]
+        for holders in self._holders.values():
+            for name in [name for name in holders if name not in self.members]:
+                del holders[name]
+
+    def _take_holding(self, change: HolderChange) -> None:
+        if change.host_id == self.own_id or not 0 <= change.pieces <= PIECES_MAX:
+            return
+        holders = self._holders.setdefault(change.blob_id, {})
+        known = holders.get(change.host_id)
+        try:
+            if change.have is not None or known is None or known.count != change.pieces:
+                known = holders[change.host_id] = PieceSet(change.pieces, change.have or b"")
+            known.update(change.added)
+        except (ValueError, IndexError):
+            holders.pop(change.host_id, None)  # nonsense: as if it had nothing

@@ -140,6 +140,11 @@ def is_tag(text: str) -> bool:
     return _TAG.fullmatch(text) is not None
 
 
+def is_repository(text: str) -> bool:
+    """Whether `text` can be the name of a repository in a registry."""
+    return len(text) <= _LONGEST_REPOSITORY and _REPOSITORY.fullmatch(text) is not None
+
+
 def normal_name(name: str) -> str | None:
     """The full form of a docker name: "app" is "docker.io/library/app:latest". None for no such name."""
     host, slash, path = name.partition("/")

@@ -1,0 +1,20 @@
+"""What all connections of one upload server share."""
+
+from dataclasses import dataclass
+
+from backend.peers.page_cache import PageCache
+from backend.peers.served import Admission, Pace, Shelf
+from backend.peers.server_counters import ServerCounters
+from backend.peers.server_options import ServerOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The parts of the host that the server works with, its limits and its counters."""
+
+    shelf: Shelf
+    admission: Admission
+    pace: Pace
+    options: ServerOptions
+    counters: ServerCounters
+    pages: PageCache

@@ -83,6 +83,8 @@ class CachedBlob:
         """Called in the trio thread when the last chunk has become ready."""
         self.on_presence: list[PresenceHook] = []
         """Called in the trio thread when a chunk becomes ready here, or is forgotten."""
+        self.arriving: dict[int, trio.Event] = {}
+        """Extents that some image's fetcher is bringing, by their first chunk; set when it has ended."""
         self._fd = file_descriptor
         self._map = chunk_map
         self._fresh_fd = os.memfd_create("nydus-py-fresh", os.MFD_CLOEXEC) if fresh_fd is None else fresh_fd

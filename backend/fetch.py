@@ -296,7 +296,39 @@ class ChunkFetcher:
         return self._peers if self._peers is not None and not self._peers.is_alone else None
 
     async def _bring(self, flights: list[Flight], ticket: Ticket) -> None:
-        """From other hosts what they have, from the origin what is left; lands all flights."""
+        """Has flights landed: what another image's fetcher is bringing into the same file is waited for."""
+        arriving = self.cached.arriving
+        own = [flight for flight in flights if flight.extent.chunks.start not in arriving]
+        for flight in flights:
+            if flight not in own:
+                self._pool.nursery.start_soon(self._await_other, flight, ticket)
+        if not own:
+            return
+        ended = trio.Event()
+        arriving.update((flight.extent.chunks.start, ended) for flight in own)
+        try:
+            await self._bring_own(own, ticket)
+            for flight in own:
+                await flight.done.wait()
+        finally:
+            for flight in own:
+                del arriving[flight.extent.chunks.start]
+            ended.set()
+
+    async def _await_other(self, flight: Flight, ticket: Ticket) -> None:
+        try:
+            while (ended := self.cached.arriving.get(flight.extent.chunks.start)) is not None:
+                await ended.wait()
+            if self._missing(flight.extent):
+                self._pool.nursery.start_soon(self._bring, [flight], ticket)
+            else:
+                self._settle(flight, [])
+        except BaseException:
+            self._fail([flight], FetchFailed(blob_id=self._blob.blob_id, why="the fetch was given up"))
+            raise
+
+    async def _bring_own(self, flights: list[Flight], ticket: Ticket) -> None:
+        """From other hosts what they have, from the origin what is left; every flight will land."""
         peers = self._asked_peers()
         if peers is None:
             await self._fetch_run(flights, ticket)

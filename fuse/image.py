@@ -90,7 +90,7 @@ async def open_image(
                 fetcher = await trio.to_thread.run_sync(opener.open, blob.index, reader)
                 fetchers[blob.index] = fetcher
                 if peers is not None and (name := shared_name(store, metadata)):
-                    access = peers.registered(name, fetcher)
+                    access = peers.registered(name, metadata.blob_meta_path(blob.blob_id), fetcher)
                     fetcher.use_peers(await shared.enter_async_context(access))
             for restore in opener.restores:
                 pool.nursery.start_soon(trio.to_thread.run_sync, restore)

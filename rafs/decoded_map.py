@@ -24,6 +24,11 @@ class DecodedMap:
             self._order = sorted(self._order, key=starts.__getitem__)
             self._starts = array("I", (starts[number] for number in self._order))
 
+    def start_of(self, chunk: int) -> int:
+        """Where a chunk starts, in bytes of the decoded file."""
+        place = chunk if isinstance(self._order, range) else self._order.index(chunk)
+        return self._starts[place] * BLOCK_SIZE
+
     def chunks_in(self, offset: int, size: int) -> Sequence[int]:
         """Numbers of the chunks that may have bytes in `size` (at least 1) bytes from `offset` on.
 

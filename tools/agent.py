@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from fuse.supervisor.launch import become_supervisor
@@ -12,6 +13,7 @@ from rafs.errors import NydusError
 from tools.agent_client import AgentAnswer, ask_agent, call
 from tools.agent_command import agent_command
 from tools.output import talk
+from tools.peer_config import config_path, parse_labels, peer_options, read_section
 from tools.settings import Settings, settings_of
 
 UPGRADE_TARGET = "/api/v1/upgrade"
@@ -44,6 +46,18 @@ def run(
     upgrade: Annotated[
         bool, typer.Option("--upgrade", help="Replace the running agent by a new process; reads only wait.")
     ] = False,
+    scheduler: Annotated[
+        list[str] | None,
+        typer.Option(help="URL of a scheduler, through which hosts find each other; several for failover."),
+    ] = None,
+    zone: Annotated[str | None, typer.Option(help="Zone of this host: near hosts are asked first.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, for scopes by label.")] = None,
+    peer_listen: Annotated[
+        str | None, typer.Option(help="[ADDRESS]:PORT to serve other hosts at.  [default: :8771]")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file.  [default: /etc/nydus-py/config.toml, if there is one]")
+    ] = None,
 ) -> None:
     """Serve all mounts of this host until told to end (SIGTERM), which unmounts them first.
 
@@ -59,7 +73,20 @@ def run(
     running = ask_agent(socket_path)
     if running is not None:
         raise AgentRunning(pid=running.pid)
-    command = agent_command(settings.run_dir, ends_when_idle=False, log_level=settings.log_level)
+    section = read_section(config_path(config))
+    section = msgspec.structs.replace(
+        section,
+        scheduler=scheduler or section.scheduler,
+        zone=section.zone if zone is None else zone,
+        labels={**section.labels, **parse_labels(label or ())},
+        peer_listen=peer_listen or section.peer_listen,
+    )
+    command = agent_command(
+        settings.run_dir,
+        ends_when_idle=False,
+        log_level=settings.log_level,
+        peers=peer_options(settings, section),
+    )
     become_supervisor(settings.run_dir, command)
 
 

@@ -30,13 +30,14 @@ class AgentRefused(NydusError):
 class Fetched(msgspec.Struct, frozen=True):
     """What a mount has fetched: encoded bytes, requests, and errors on the way.
 
-    `bytes_copied` are decoded ones that the cache had already, of other images.
+    `bytes_copied` are decoded ones that the cache had already, of other images; those from peers are too.
     """
 
     bytes_fetched: int = 0
     requests: int = 0
     errors: int = 0
     bytes_copied: int = 0
+    bytes_from_peers: int = 0
 
 
 class MountAnswer(msgspec.Struct, frozen=True):
@@ -57,6 +58,44 @@ class MountAnswer(msgspec.Struct, frozen=True):
     state: str = "mounted"
 
 
+class PeerName(msgspec.Struct, frozen=True):
+    """A host, as it is known to others."""
+
+    id: str
+    url: str
+    zone: str = ""
+
+
+class PeerTraffic(msgspec.Struct, frozen=True):
+    """Bytes since the agent started, decoded but for `origin_encoded_bytes`."""
+
+    origin_bytes: int = 0
+    origin_encoded_bytes: int = 0
+    peer_bytes: int = 0
+    served_bytes: int = 0
+    copied_bytes: int = 0
+
+
+class PeersAnswer(msgspec.Struct, frozen=True):
+    """What a host says of its part in the peer cache; see `fuse.agent.peering.PeerStatus`."""
+
+    host: PeerName
+    scheduler: str
+    members: int
+    enabled: bool
+    blobs: int
+    traffic: PeerTraffic
+    uploads: int
+    upload_restarts: int
+    degraded: int
+    hedges: int
+    dead_peers: int
+    wrong_bytes: int
+    busy_answers: int
+    by_peer: dict[str, int]
+    refused: dict[str, int]
+
+
 class AgentAnswer(msgspec.Struct, frozen=True):
     """What an agent says of itself."""
 
@@ -64,6 +103,7 @@ class AgentAnswer(msgspec.Struct, frozen=True):
     version: str
     restarts: int
     mounts: list[MountAnswer]
+    peers: PeersAnswer | None = None
 
 
 class _Refusal(msgspec.Struct, frozen=True):

@@ -3,11 +3,16 @@
 import os
 from pathlib import Path
 
+import msgspec
+
+from fuse.agent.peer_options import PeerOptions
 from fuse.supervisor.launch import python_command, start_in_background
 from fuse.supervisor.main import SOCKET_NAME
 from rafs.errors import NydusError
 from tools.agent_client import wait_for
 from tools.logs import LogLevel
+from tools.peer_config import config_path, peer_options, read_section
+from tools.settings import Settings
 
 START_TIMEOUT_S = 30.0
 
@@ -19,20 +24,29 @@ class AgentNotStarted(NydusError):
     exit_code = 93
 
 
-def agent_command(run_dir: Path, *, ends_when_idle: bool, log_level: LogLevel) -> list[str]:
+def agent_command(
+    run_dir: Path, *, ends_when_idle: bool, log_level: LogLevel, peers: PeerOptions | None = None
+) -> list[str]:
     """The command line that starts an agent, but for the channel."""
     flags = ["--run-dir", os.fspath(run_dir), "--log-level", log_level.value]
-    return [*python_command("tools.agent_process"), *flags, *(["--ends-when-idle"] if ends_when_idle else [])]
+    if ends_when_idle:
+        flags.append("--ends-when-idle")
+    if peers is not None:
+        flags += ["--peers", msgspec.json.encode(peers).decode()]
+    return [*python_command("tools.agent_process"), *flags]
 
 
-def ensure_agent(run_dir: Path, log_level: LogLevel) -> Path:
-    """The socket of the agent of `run_dir`, which is started when there is none. Raises `AgentNotStarted`."""
+def ensure_agent(settings: Settings) -> Path:
+    """The socket of the agent, which is started when there is none. Raises `AgentNotStarted`."""
+    run_dir = settings.run_dir
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = run_dir / SOCKET_NAME
     if wait_for(path, 0.0):
         return path
     # Two may start one at the same time: the second finds the lock taken, and ends.
-    start_in_background(run_dir, agent_command(run_dir, ends_when_idle=True, log_level=log_level))
+    peers = peer_options(settings, read_section(config_path()))
+    command = agent_command(run_dir, ends_when_idle=True, log_level=settings.log_level, peers=peers)
+    start_in_background(run_dir, command)
     if not wait_for(path, START_TIMEOUT_S):
         raise AgentNotStarted(log=run_dir / "agent.log")
     return path

@@ -1,4 +1,4 @@
-"""The agent as a program, which the supervisor starts: `--run-dir DIR [--ends-when-idle] --channel N`.
+"""The agent as a program, which the supervisor starts: `--run-dir DIR [--peers JSON] ... --channel N`.
 
 It begins as a template: it imports everything, says that it is ready, and forks an agent whenever the
 supervisor asks. The fork takes over what it is given before its loop starts, because events of a dead agent
@@ -18,11 +18,13 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import msgspec
 import trio
 
 # Not needed before a registry is asked; but then somebody waits.
 import backend.registry_store  # noqa: F401
 from fuse.agent.agent import Agent, AgentOptions
+from fuse.agent.peer_options import PeerOptions
 from fuse.erofs.fanotify import deny
 from fuse.erofs.journal import Journal, Pending
 from fuse.keeper import HeldEntry, SupervisedKeeper, take_over
@@ -48,6 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="nydus-py agent process")
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--ends-when-idle", action="store_true")
+    parser.add_argument("--peers", type=peer_options)
     parser.add_argument("--log-level", type=LogLevel, default=LogLevel.WARNING)
     parser.add_argument("--channel", type=int, required=True)
     options = parser.parse_args(arguments)
@@ -91,11 +94,18 @@ def serve(channel: socket.socket, options: argparse.Namespace) -> int:
     keep_low_numbers()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     keeper = SupervisedKeeper(channel, takeover.entries, lambda: respawn(options.run_dir))
-    agent_options = AgentOptions(program_version(), ends_when_idle=options.ends_when_idle)
+    agent_options = AgentOptions(
+        program_version(), ends_when_idle=options.ends_when_idle, peers=options.peers
+    )
     agent = Agent(agent_options, keeper, takeover, pending, Records(options.run_dir))
     if run_async(agent.run):
         send(keeper.channel, Packet("ended"))
     return 0
+
+
+def peer_options(text: str) -> PeerOptions:
+    """What stands behind `--peers`: JSON."""
+    return msgspec.json.decode(text, type=PeerOptions)
 
 
 def limit_files() -> None:

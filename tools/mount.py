@@ -78,12 +78,12 @@ def run(
 def _mount(request: MountRequest, settings: Settings) -> MountAnswer:
     """Has the agent mount. A request whose agent dies has no effect, so it is made again."""
     for _ in range(TRIES - 1):
-        path = ensure_agent(settings.run_dir, settings.log_level)
+        path = ensure_agent(settings)
         try:
             return call(path, "POST", MOUNT_TARGET, MountAnswer, request)
         except (ConnectionError, FileNotFoundError):
             continue
-    path = ensure_agent(settings.run_dir, settings.log_level)
+    path = ensure_agent(settings)
     try:
         return call(path, "POST", MOUNT_TARGET, MountAnswer, request)
     except (ConnectionError, FileNotFoundError) as error:

@@ -13,6 +13,7 @@ from fuse.supervisor.main import LOG_NAME, SOCKET_NAME
 from tools.agent_client import Fetched, MountAnswer, ask, ask_agent
 from tools.mount_record import MountFiles, MountRecord, NotMounted, known_mounts
 from tools.output import JsonOption, emit
+from tools.peer_status import peer_lines, read_peers
 from tools.settings import settings_of
 from tools.sizes import format_size
 
@@ -42,6 +43,7 @@ class MountStatus:
     fetched_bytes: int
     fetched_requests: int
     copied_bytes: int
+    from_peers_bytes: int
     fetch_errors: int
     log: str
 
@@ -49,12 +51,18 @@ class MountStatus:
 def run(
     ctx: typer.Context,
     directory: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Only the mount at DIR.")] = None,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Show this host's part in the peer cache instead.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what is mounted and how much was fetched.
 
     A mount whose process has died is shown once as dead, detached and forgotten.
     """
+    if peers:
+        emit(read_peers(settings_of(ctx).run_dir), as_json=as_json, render=peer_lines)
+        return
     found = read_statuses(settings_of(ctx).run_dir, directory and real_path(directory))
     if directory is not None and not found:
         raise NotMounted(directory=directory)
@@ -134,6 +142,7 @@ def _status(answer: MountAnswer, state: str, log: Path) -> MountStatus:
         fetched_bytes=fetched.bytes_fetched,
         fetched_requests=fetched.requests,
         copied_bytes=fetched.bytes_copied,
+        from_peers_bytes=fetched.bytes_from_peers,
         fetch_errors=fetched.errors,
         log=str(log),
     )
@@ -153,6 +162,8 @@ def _lines(statuses: list[MountStatus]) -> Iterator[str]:
             yield f"  fetched  {fetched} of {size} ({share:.1%}) in {status.fetched_requests} requests"
             if status.copied_bytes:
                 yield f"  copied   {format_size(status.copied_bytes)} of other images in the cache"
+            if status.from_peers_bytes:
+                yield f"  peers    {format_size(status.from_peers_bytes)} from other hosts"
             yield f"  cached   {format_size(status.cached_bytes)} of {format_size(status.decoded_size_bytes)}"
             if status.fetch_errors:
                 yield f"  errors   {status.fetch_errors}, see {status.log}"

@@ -26,6 +26,8 @@ from backend.peers.transport import Transport
 from rafs.errors import NydusError
 
 RETRY_AFTER_S = 1
+RETRY_AFTER_MS = b"nydus-retry-after-ms"
+"""For those who know it: a second, the least that Retry-After can tell, is long."""
 
 
 async def answer_blob(
@@ -130,7 +132,8 @@ def _ask_admission(request: BlobRequest, offset: int, end: int, site: Site) -> N
             raise Refused(307, Refusal.REDIRECTED, "another host has it", (location,))
         case Busy(seconds):
             retry = (b"retry-after", b"%d" % max(1, math.ceil(seconds)))
-            raise Refused(429, Refusal.BUSY, "busy", (retry,))
+            soon = (RETRY_AFTER_MS, b"%d" % max(1, math.ceil(1000 * seconds)))
+            raise Refused(429, Refusal.BUSY, "busy", (retry, soon))
 
 
 async def _wait_for_first_byte(file: ServedFile, body: Body, transport: Transport, site: Site) -> None:

@@ -30,6 +30,7 @@ STALL_S = 0.3
 PROBE_S = 0.4
 SILENCE_MAX_S = 30.0
 """A live host that sends nothing for so long will not send anything: it waits for an origin, perhaps."""
+RETRY_AFTER_S = 0.2
 IDLE_PER_HOST = 4
 HEAD_MAX_BYTES = 16 << 10
 RECEIVE_BYTES = 1 << 20
@@ -199,18 +200,17 @@ class PeerClient:
             raise PeerFailed(url, Verdict.FAULTY, "another range than asked for")
         if head.status_code == 307:
             raise PeerFailed(url, Verdict.MOVED, values.get(b"location", b"").decode("latin-1"))
-        if head.status_code in (429, 503):
-            retry_after = values.get(b"retry-after", b"")
-            raise PeerFailed(url, Verdict.BUSY, retry_after_s=_seconds(retry_after))
-        verdict = Verdict.ABSENT if head.status_code in (404, 409, 416, 421) else Verdict.FAULTY
+        if head.status_code == 429:
+            raise PeerFailed(url, Verdict.BUSY, retry_after_s=_retry_after_s(values))
+        verdict = Verdict.ABSENT if head.status_code in (404, 409, 416, 503) else Verdict.FAULTY
         raise PeerFailed(url, verdict, f"status {head.status_code}")
 
 
-def _seconds(text: bytes) -> float:
+def _retry_after_s(headers: dict[bytes, bytes]) -> float:
     try:
-        return float(text)
+        return int(headers.get(b"nydus-retry-after-ms", b"")) / 1000
     except ValueError:
-        return 0.2
+        return RETRY_AFTER_S
 
 
 class _Stale(Exception):

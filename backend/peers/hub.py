@@ -5,9 +5,10 @@ starts counting pieces, the last one ends it.
 """
 
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -42,6 +43,7 @@ class PeerCounters:
     wrong_bytes: int = 0
     busy_answers: int = 0
     by_peer: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    refused: dict[str, int] = field(default_factory=dict)
 
     def traffic(self) -> Traffic:
         """What the scheduler is told."""
@@ -60,6 +62,7 @@ class PeerBlob:
 
     blob_id: str
     image: str
+    meta_path: Path
     presence: PiecePresence
     fetchers: list["ChunkFetcher"] = field(default_factory=list)
 
@@ -85,12 +88,21 @@ class PeerHub:
         self.dropped: list[str] = []
         """Blobs that have gone since the last announcement."""
         self.uploads = 0
+        self.on_blob: list[Callable[[PeerBlob, bool], None]] = []
+        """Called with a blob that is there now (True) or has gone."""
+        self.known = trio.Event()
+        """A scheduler has answered for the first time."""
         self.has_news = trio.Event()
         """Somebody has come to want a blob: an announcement is due at once."""
 
     @asynccontextmanager
-    async def registered(self, image: str, fetcher: "ChunkFetcher") -> AsyncIterator[PeerAccess]:
-        """This host has, or fetches, a blob for the time of the block; `image` names where it can be read."""
+    async def registered(
+        self, image: str, meta_path: Path, fetcher: "ChunkFetcher"
+    ) -> AsyncIterator[PeerAccess]:
+        """This host has, or fetches, a blob for the time of the block.
+
+        `image` names where it can be read, `meta_path` its chunk table.
+        """
         cached = fetcher.cached
         blob_id = cached.shape.blob_id
         blob = self.blobs.get(blob_id)
@@ -99,10 +111,12 @@ class PeerHub:
             presence = await trio.to_thread.run_sync(PiecePresence, fetcher.meta, cached, grid)
             blob = self.blobs.get(blob_id)
             if blob is None or blob.presence.cached is not cached:
-                blob = self.blobs[blob_id] = PeerBlob(blob_id, image, presence)
+                blob = self.blobs[blob_id] = PeerBlob(blob_id, image, meta_path, presence)
                 presence.watch()
-                self.has_news.set()
         blob.fetchers.append(fetcher)
+        if len(blob.fetchers) == 1:
+            self.has_news.set()
+            self._tell(blob, is_there=True)
         try:
             yield PeerAccess(self, blob)
         finally:
@@ -116,6 +130,16 @@ class PeerHub:
             del self.blobs[blob.blob_id]
             self.dropped.append(blob.blob_id)
             self.swarm.forget_blob(blob.blob_id)
+            self._tell(blob, is_there=False)
+
+    def _tell(self, blob: PeerBlob, *, is_there: bool) -> None:
+        for told in self.on_blob:
+            told(blob, is_there)
+
+    async def wait_known(self, timeout_s: float) -> None:
+        """Waits for a moment for the first answer of a scheduler, so that the others are known."""
+        with trio.move_on_after(timeout_s):
+            await self.known.wait()
 
     def note_wrong(self, host: HostInfo, blob_id: str) -> None:
         """A host has sent wrong bytes: it is left alone, and reported."""

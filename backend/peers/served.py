@@ -25,6 +25,7 @@ class BlobRequest:
 
     `repository` is that of the target, "" for decoded bytes; `namespace` the registry that the client of a
     mirror names (`?ns=`), "" without. `reference` (Nydus-Image) is the image that the blob is read from.
+    `peer_url` (Nydus-Peer) is where the client's own upload server is: at its own address, or "".
     `may_fetch` (Nydus-Fetch: 1) says that this host is an owner and fetches what it lacks. `peer` is the
     address of the client, or the name in its certificate.
     """
@@ -37,6 +38,7 @@ class BlobRequest:
     fetch_class: FetchClass
     peer: str
     namespace: str = ""
+    peer_url: str = ""
 
 
 class ServedFile(Protocol):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 from backend.peers.refusal import Refusal, Refused
 from backend.peers.served import BlobRequest
@@ -15,8 +15,10 @@ REGISTRY_PROBES = ("/v2/", "/v2")
 
 IMAGE_HEADER = b"nydus-image"
 FETCH_HEADER = b"nydus-fetch"
+PEER_HEADER = b"nydus-peer"
 CLASS_HEADER = b"nydus-class"
 REFERENCE_MAX = 1024
+URL_MAX = 255
 NAMESPACE_MAX = 255
 
 _DECODED = re.compile(r"/v1/blobs/([0-9a-f]{64})/decoded")
@@ -28,13 +30,27 @@ def blob_request(path: str, query: str, headers: Mapping[bytes, bytes], peer: st
     reference = _text(headers.get(IMAGE_HEADER), REFERENCE_MAX) or None
     may_fetch = headers.get(FETCH_HEADER) == b"1"
     fetch_class = _fetch_class(headers.get(CLASS_HEADER))
+    url = _own_url(headers.get(PEER_HEADER), peer)
     if match := _DECODED.fullmatch(path):
-        return BlobRequest("decoded", match[1], "", reference, may_fetch, fetch_class, peer)
+        return BlobRequest("decoded", match[1], "", reference, may_fetch, fetch_class, peer, "", url)
     match = _ENCODED.fullmatch(path)
     if match is None or not is_repository(match[1]):
         raise Refused(404, Refusal.TARGET, "no such resource")
     namespace = _namespace(query)
-    return BlobRequest("encoded", match[2], match[1], reference, may_fetch, fetch_class, peer, namespace)
+    return BlobRequest("encoded", match[2], match[1], reference, may_fetch, fetch_class, peer, namespace, url)
+
+
+def _own_url(value: bytes | None, peer: str) -> str:
+    """Others may be sent there: so it has to be the address that the client has itself."""
+    url = _text(value, URL_MAX)
+    if not url:
+        return ""
+    try:
+        parts = urlsplit(url)
+        is_own = parts.scheme in ("http", "https") and parts.hostname == peer and parts.port is not None
+    except ValueError:
+        is_own = False
+    return url if is_own and not parts.path.strip("/") and not parts.query else ""
 
 
 def _fetch_class(value: bytes | None) -> FetchClass:

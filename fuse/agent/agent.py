@@ -20,6 +20,8 @@ from backend.json_api import ApiRequest, Routes, serve_api
 from backend.shelf import BlobShelf
 from fuse.agent.kept import AgentStatus, KeptMount
 from fuse.agent.live_mount import LiveMount
+from fuse.agent.peer_options import PeerOptions
+from fuse.agent.peering import Peering, open_peering
 from fuse.agent.request import (
     MOUNT_TARGET,
     STATUS_TARGET,
@@ -37,7 +39,7 @@ from fuse.mount_table import find_mount
 from fuse.mount_watch import MountWatch
 from fuse.mountpoint import AlreadyMounted, MountBusy, NothingMounted, unmount
 from fuse.supervisor.channel import Packet
-from fuse.supervisor.holdings import KIND_EVENTS, KIND_FUSE, KIND_LISTENER
+from fuse.supervisor.holdings import KIND_EVENTS, KIND_FUSE, KIND_LISTENER, KIND_PEER_LISTENER
 from rafs.errors import NydusError
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ class AgentOptions:
     version: str
     ends_when_idle: bool = False
     read_timeout_s: float = 60.0
+    peers: PeerOptions | None = None
 
 
 class Agent:
@@ -97,6 +100,7 @@ class Agent:
             if entry.kind == KIND_BLOB
         }
         self._shelf = BlobShelf(held)
+        self._peering: Peering | None = None
         self._nursery: trio.Nursery | None = None
         self._stop = trio.CancelScope()
         self._idle = trio.Event()
@@ -110,6 +114,7 @@ class Agent:
                 self._nursery = nursery
                 nursery.start_soon(self._keeper.listen, self._on_packet)
                 nursery.start_soon(self._watch.run)
+                await self._join_peers(nursery)
                 await self._adopt_all(nursery)
                 nursery.start_soon(self._erofs.serve)
                 nursery.start_soon(serve_api, self._listener(), self._routes())
@@ -131,6 +136,19 @@ class Agent:
             if entry.kind == KIND_LISTENER:
                 return socket.socket(fileno=os.dup(entry.descriptors[0]))
         raise RuntimeError("the supervisor holds no listening socket")
+
+    async def _join_peers(self, nursery: trio.Nursery) -> None:
+        """Whatever is wrong with that does not keep mounts from being served."""
+        if self._options.peers is None:
+            return
+        held = [entry for entry in self._takeover.entries if entry.kind == KIND_PEER_LISTENER]
+        listener = socket.socket(fileno=os.dup(held[0].descriptors[0])) if held else None
+        try:
+            self._peering = await open_peering(self._options.peers, listener, self._keeper, self._shelf)
+        except NydusError as error:
+            log.error("%s; everything is fetched from the registry", error)
+            return
+        nursery.start_soon(self._peering.run)
 
     async def _adopt_all(self, nursery: trio.Nursery) -> None:
         """Goes on with every mount of a dead agent; one that cannot be opened does not stop the others."""
@@ -175,7 +193,8 @@ class Agent:
             started.set()
 
     def _new_mount(self, request: MountRequest, adopted: HeldEntry | None = None) -> LiveMount:
-        mount = LiveMount(request, self._keeper, self._erofs, self._shelf, adopted)
+        hub = self._peering.hub if self._peering else None
+        mount = LiveMount(request, self._keeper, self._erofs, self._shelf, adopted, hub)
         self._mounts[Path(request.mountpoint)] = mount
         return mount
 
@@ -213,7 +232,8 @@ class Agent:
 
     def _status(self) -> AgentStatus:
         found = [status for mount in self._mounts.values() if (status := mount.status()) is not None]
-        return AgentStatus(os.getpid(), self._options.version, self._takeover.restarts, found)
+        peers = self._peering.status() if self._peering else None
+        return AgentStatus(os.getpid(), self._options.version, self._takeover.restarts, found, peers)
 
     async def _answer_mount(self, call: ApiRequest) -> SessionStatus:
         request = msgspec.json.decode(call.body, type=MountRequest)

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 
 from backend.store import BlobMetaFile, ImageMetadata
+from fuse.agent.peering import PeerStatus
 from fuse.agent.request import MountRequest
 from fuse.mount_status import SessionStatus
 
@@ -16,6 +17,7 @@ class AgentStatus(msgspec.Struct, frozen=True):
     version: str
     restarts: int
     mounts: list[SessionStatus]
+    peers: PeerStatus | None = None
 
 
 class KeptMetadata(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ import trio
 
 from backend.credentials import AuthFiles
 from backend.fetch_pool import FetchOptions
+from backend.peers.hub import PeerHub
 from backend.prefetch import prefetch
 from backend.reference import parse_reference
 from backend.registry import RegistryOptions
@@ -33,6 +34,9 @@ from fuse.mountpoint import FuseUnavailable, MountFailed, prepare_mountpoint, un
 from rafs.errors import NydusError
 
 log = logging.getLogger(__name__)
+
+FIRST_ANSWER_S = 0.5
+"""How long a mount waits for the first answer of a scheduler."""
 
 
 class NoDriver(NydusError):
@@ -57,8 +61,9 @@ class LiveMount:
         erofs: ErofsHost,
         shelf: BlobShelf,
         adopted: HeldEntry | None = None,
+        peers: PeerHub | None = None,
     ) -> None:
-        """`adopted`: what a dead agent has left of this mount."""
+        """`adopted`: what a dead agent has left of this mount; `peers` are asked before the registry."""
         self.request = request
         self.mountpoint = Path(request.mountpoint)
         self.ended = trio.Event()
@@ -66,6 +71,7 @@ class LiveMount:
         self._erofs = erofs
         self._shelf = shelf
         self._adopted = adopted
+        self._peers = peers
         self._image: OpenedImage | None = None
         self._mount: DriverMount | None = None
         self._remark = ""
@@ -93,7 +99,12 @@ class LiveMount:
                 else:
                     metadata = self._kept(self._adopted)
                 self._metadata = metadata
-                async with open_image(store, metadata, self._cache_dir, self._shelf, FetchOptions()) as image:
+                if self._peers is not None:
+                    await self._peers.wait_known(FIRST_ANSWER_S)
+                opened = open_image(
+                    store, metadata, self._cache_dir, self._shelf, FetchOptions(), self._peers
+                )
+                async with opened as image:
                     self._image = image
                     await self._live(image, changed)
         finally:

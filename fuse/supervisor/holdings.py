@@ -20,6 +20,8 @@ KIND_EVENTS = "fanotify"
 """Descriptors: the fanotify group, and the journal of its events (fuse/erofs/journal.py)."""
 KIND_LISTENER = "listener"
 """First descriptor: the socket that clients connect to."""
+KIND_PEER_LISTENER = "peer-listener"
+"""First descriptor: the socket that other hosts connect to."""
 
 StoreHook = Callable[[str, int | None], None]
 """Stores a descriptor under a name with the service manager; None as descriptor takes the name back."""

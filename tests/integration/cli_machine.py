@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,30 @@ def unmount_anyway(directory: Path) -> None:
     with contextlib.suppress(NothingMounted):
         while True:
             unmount(directory, lazy=True)
+
+
+def processes_of(run_dir: Path) -> list[int]:
+    """Supervisor, template and agent with that run directory."""
+    wanted = os.fsencode(run_dir)
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            try:
+                if wanted in (entry / "cmdline").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def kill_all(run_dir: Path) -> None:
+    """Ends what `processes_of` finds. Stopped first: each of them would start the other one again."""
+    while found := processes_of(run_dir):
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        time.sleep(0.01)
 
 
 @dataclass(frozen=True, slots=True)

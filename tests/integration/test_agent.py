@@ -12,7 +12,7 @@ import pytest
 
 from fuse.mount_table import find_mount
 from fuse.supervisor.main import LOG_NAME
-from tests.integration.cli_machine import Machine, unmount_anyway
+from tests.integration.cli_machine import Machine, kill_all, processes_of, unmount_anyway
 from tests.integration.kernel_drivers import need_erofs_events
 from tests.stress.chaos import make_source, run_chaos, serving_agent
 
@@ -43,8 +43,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     (tmp_path / "mnt").mkdir()
     yield host
     unmount_anyway(tmp_path / "mnt")
-    for pid in processes(host):
-        os.kill(pid, signal.SIGKILL)
+    kill_all(tmp_path / "run")
 
 
 @pytest.fixture(params=["erofs", "fuse"])
@@ -56,16 +55,7 @@ def driver(request: pytest.FixtureRequest) -> str:
 
 def processes(machine: Machine) -> list[int]:
     """Supervisor, template and agent of a machine."""
-    wanted = os.fsencode(machine.directory / "run")
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal() and int(entry.name) != os.getpid():
-            try:
-                if wanted in (entry / "cmdline").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
+    return processes_of(machine.directory / "run")
 
 
 def same(source: Path, mount: Path) -> bool:

@@ -1,0 +1,72 @@
+"""How many others are served at a time, and where the rest is sent. No I/O: the time is given.
+
+A hot piece grows a tree: whoever was given it is named to those who come while this host is busy.
+"""
+
+import random
+from collections import OrderedDict, deque
+from collections.abc import Callable
+
+from backend.peers.piece import PieceGrid
+from backend.peers.served import Admit, BlobRequest, Busy, Redirect
+
+SLOTS = 8
+RETRY_AFTER_S = 0.1
+GIVEN_PIECES_MAX = 8192
+GIVEN_HOSTS_MAX = 8
+GIVEN_S = 60.0
+
+
+class UploadSlots:
+    """An `Admission`."""
+
+    def __init__(
+        self,
+        size_of: Callable[[str], int],
+        clock: Callable[[], float],
+        slots: int = SLOTS,
+        chance: random.Random | None = None,
+    ) -> None:
+        """`size_of` gives the decoded size of a blob that is served."""
+        self.active = 0
+        self.slots = slots
+        self._size_of = size_of
+        self._clock = clock
+        self._chance = chance or random.Random()
+        self._given: OrderedDict[tuple[str, int], deque[tuple[float, str]]] = OrderedDict()
+
+    def admit(self, request: BlobRequest, offset: int, end: int) -> Admit | Redirect | Busy:
+        """See `Admission`."""
+        if self.active < self.slots:
+            self.active += 1
+            return Admit()
+        if request.kind == "decoded":
+            others = self._holders(request, offset, end)
+            if others:
+                return Redirect(self._chance.choice(others))
+        return Busy(RETRY_AFTER_S * self._chance.uniform(0.5, 1.5))
+
+    def done(self, request: BlobRequest, offset: int, end: int, sent_bytes: int) -> None:
+        """See `Admission`."""
+        self.active -= 1
+        if request.kind != "decoded" or sent_bytes < end - offset or not request.peer_url:
+            return
+        now = self._clock()
+        for key in self._keys(request.blob_id, offset, end):
+            given = self._given.setdefault(key, deque(maxlen=GIVEN_HOSTS_MAX))
+            given.append((now, request.peer_url))
+            self._given.move_to_end(key)
+        while len(self._given) > GIVEN_PIECES_MAX:
+            self._given.popitem(last=False)
+
+    def _holders(self, request: BlobRequest, offset: int, end: int) -> list[str]:
+        """Who was given the first part of the range; all of it they have to have, or be getting."""
+        now = self._clock()
+        key = self._keys(request.blob_id, offset, end)[0]
+        recent = [url for at, url in self._given.get(key, ()) if now - at < GIVEN_S]
+        return [url for url in recent if url != request.peer_url]
+
+    def _keys(self, blob_id: str, offset: int, end: int) -> list[tuple[str, int]]:
+        """A key for each range that is small enough to be asked for at once."""
+        grid = PieceGrid(self._size_of(blob_id))
+        return [(blob_id, piece) for piece in range(grid.of(offset), grid.of(max(offset, end - 1)) + 1)]

@@ -1,0 +1,101 @@
+"""Images that nobody on this host has mounted: opened because this host owns pieces of them for others.
+
+Concurrency: one task for each open image. It opens the image, waits until nobody has asked for long, and
+closes it. Whoever asks meanwhile waits for the same task.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from backend.fetch_pool import FetchOptions
+from backend.peers.hub import PeerHub
+from backend.reference import RegistryReference, parse_reference
+from backend.registry import RegistryOptions
+from backend.shelf import BlobShelf
+from backend.store import open_store
+from fuse.image import open_image
+from rafs.errors import NydusError
+
+log = logging.getLogger(__name__)
+
+GUESTS_MAX = 64
+IDLE_S = 600.0
+
+
+class GuestRefused(NydusError):
+    """Another host asks for an image that is not opened for it."""
+
+    message = "image {image}: {why}"
+    exit_code = 157
+
+
+@dataclass(slots=True)
+class _Guest:
+    opened: trio.Event = field(default_factory=trio.Event)
+    asked_at: float = 0.0
+    failure: Exception | None = None
+
+    async def idle(self) -> None:
+        """Returns when nobody has asked for `IDLE_S`."""
+        due = self.asked_at + IDLE_S
+        while trio.current_time() < due:
+            await trio.sleep_until(due)
+            due = self.asked_at + IDLE_S
+
+
+class GuestImages:
+    """See above."""
+
+    def __init__(self, hub: PeerHub, cache_dir: Path, shelf: BlobShelf, options: RegistryOptions) -> None:
+        self._hub = hub
+        self._cache_dir = cache_dir
+        self._shelf = shelf
+        self._options = options
+        self._guests: dict[str, _Guest] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Holds the images until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await trio.sleep_forever()
+
+    async def open(self, image: str, blob_id: str) -> None:
+        """Returns when the image is open and `blob_id` with it. Raises `NydusError`."""
+        reference = parse_reference(image)
+        if not isinstance(reference, RegistryReference) or not reference.digest or self._nursery is None:
+            raise GuestRefused(image=image[:128], why="not the exact name of an image in a registry")
+        guest = self._guests.get(image)
+        if guest is None:
+            if len(self._guests) >= GUESTS_MAX:
+                raise GuestRefused(image=image[:128], why=f"{GUESTS_MAX} images are open for others")
+            guest = self._guests[image] = _Guest()
+            self._nursery.start_soon(self._hold, image, reference, guest)
+        guest.asked_at = trio.current_time()
+        await guest.opened.wait()
+        if guest.failure is not None:
+            raise guest.failure
+        if blob_id not in self._hub.blobs:
+            raise GuestRefused(image=image[:128], why=f"it has no blob {blob_id[:12]}")
+
+    async def _hold(self, image: str, reference: RegistryReference, guest: _Guest) -> None:
+        try:
+            async with open_store(reference, self._options) as store:
+                metadata = await store.fetch_metadata(self._cache_dir / "images")
+                opened = open_image(store, metadata, self._cache_dir, self._shelf, FetchOptions(), self._hub)
+                async with opened:
+                    guest.opened.set()
+                    await guest.idle()
+        except NydusError as error:
+            log.info("image %s is not opened for others: %s", image, error)
+            guest.failure = error
+        except Exception as error:
+            log.exception("image %s is not opened for others", image)
+            guest.failure = error
+        finally:
+            guest.opened.set()
+            if self._guests.get(image) is guest:
+                del self._guests[image]

@@ -1,0 +1,18 @@
+"""How a host takes part in the peer cache. Cheap to import: a client has no time."""
+
+import msgspec
+
+
+class PeerOptions(msgspec.Struct, frozen=True):
+    """How this host takes part. `listen` is `[ADDRESS]:PORT`; `upload_command` starts the upload server."""
+
+    schedulers: list[str]
+    cache_dir: str
+    upload_command: list[str]
+    zone: str = ""
+    labels: dict[str, str] = {}
+    listen: str = ":8771"
+    host_id: str = ""
+    plain_http: bool | None = None
+    ca_file: str | None = None
+    insecure: bool = False

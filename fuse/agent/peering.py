@@ -1,0 +1,149 @@
+"""The agent's part in the peer cache: one object that has the hub and runs everything around it.
+
+Concurrency: `run` has a task for the announcements, one for the upload server and one for guest images.
+"""
+
+import logging
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import urlsplit
+
+import msgspec
+import trio
+
+from backend.http import HttpClient, HttpOptions
+from backend.peers.announcer import Announcer
+from backend.peers.client import PeerClient
+from backend.peers.hub import PeerHub
+from backend.peers.wire import HostInfo, Traffic
+from backend.registry import RegistryOptions
+from backend.shelf import BlobShelf
+from fuse.agent.guests import GuestImages
+from fuse.agent.peer_options import PeerOptions
+from fuse.agent.uploads import Uploads
+from fuse.keeper import Keeper
+from fuse.supervisor.holdings import KIND_PEER_LISTENER
+from rafs.errors import NydusError
+
+log = logging.getLogger(__name__)
+
+
+class PeersUnavailable(NydusError):
+    """The upload server has no address to listen on."""
+
+    message = "peers: {why}; choose another address with --peer-listen"
+    exit_code: ClassVar[int] = 158
+
+
+class PeerStatus(msgspec.Struct, frozen=True):
+    """What a host says of its part in the peer cache. `by_peer`: bytes received from each host."""
+
+    host: HostInfo
+    scheduler: str
+    members: int
+    enabled: bool
+    blobs: int
+    traffic: Traffic
+    uploads: int
+    upload_restarts: int
+    degraded: int
+    hedges: int
+    dead_peers: int
+    wrong_bytes: int
+    busy_answers: int
+    by_peer: dict[str, int]
+    refused: dict[str, int]
+
+
+@dataclass(slots=True)
+class Peering:
+    """See above. Made by `open_peering`."""
+
+    options: PeerOptions
+    hub: PeerHub
+    listener: socket.socket
+    shelf: BlobShelf
+    announcer: Announcer | None = field(default=None, init=False)
+    uploads: Uploads | None = field(default=None, init=False)
+
+    async def run(self) -> None:
+        """Takes part until cancelled."""
+        options = self.options
+        registry = RegistryOptions(
+            plain_http=options.plain_http,
+            ca_file=Path(options.ca_file) if options.ca_file else None,
+            insecure_skip_verify=options.insecure,
+        )
+        guests = GuestImages(self.hub, Path(options.cache_dir), self.shelf, registry)
+        self.uploads = Uploads(self.hub, self.listener, options.upload_command, guests.open)
+        async with HttpClient(HttpOptions()) as http, trio.open_nursery() as nursery:
+            self.announcer = Announcer(self.hub, options.schedulers, http)
+            nursery.start_soon(self.announcer.run)
+            nursery.start_soon(self.uploads.run)
+            nursery.start_soon(guests.run)
+
+    def status(self) -> PeerStatus:
+        """The state at this moment."""
+        hub, counters = self.hub, self.hub.counters
+        return PeerStatus(
+            host=hub.own,
+            scheduler=self.announcer.scheduler if self.announcer else "",
+            members=len(hub.swarm.members),
+            enabled=hub.swarm.enabled,
+            blobs=len(hub.blobs),
+            traffic=counters.traffic(),
+            uploads=hub.uploads,
+            upload_restarts=self.uploads.restarts if self.uploads else 0,
+            degraded=counters.degraded,
+            hedges=counters.hedges,
+            dead_peers=counters.dead_peers,
+            wrong_bytes=counters.wrong_bytes,
+            busy_answers=counters.busy_answers,
+            by_peer=dict(counters.by_peer),
+            refused=counters.refused,
+        )
+
+
+async def open_peering(
+    options: PeerOptions, held: socket.socket | None, keeper: Keeper, shelf: BlobShelf
+) -> Peering:
+    """`held`: the listening socket that an agent before this one has left. Raises `PeersUnavailable`."""
+    listener = held
+    if listener is None:
+        listener = _listen(options.listen)
+        await keeper.hold(KIND_PEER_LISTENER, KIND_PEER_LISTENER, {}, [listener.fileno()])
+    address, port = listener.getsockname()[:2]
+    if address in ("0.0.0.0", "::"):
+        address = await trio.to_thread.run_sync(_own_address, options.schedulers[0])
+    shown = f"[{address}]" if ":" in address else address
+    own = HostInfo(
+        options.host_id or f"{shown}:{port}", f"http://{shown}:{port}", options.zone, options.labels
+    )
+    return Peering(options, PeerHub(own, PeerClient(own.url)), listener, shelf)
+
+
+def _listen(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host.strip("[]"), int(port)), family=family, backlog=256)
+    except (OSError, ValueError, OverflowError) as error:
+        raise PeersUnavailable(why=f"{address}: {error}") from error
+    listener.setblocking(False)
+    return listener
+
+
+def _own_address(scheduler: str) -> str:
+    """The address from which this host reaches a scheduler. No packet is sent."""
+    parts = urlsplit(scheduler)
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    except (OSError, ValueError) as error:
+        raise PeersUnavailable(why=f"no way to {scheduler}: {error}") from error

@@ -1,0 +1,135 @@
+"""The process that serves other hosts: the agent's cache files, read-only, on a listening socket.
+
+Concurrency: one task reads the channel to the agent, one tells it of the traffic, and `serve_peers` has one
+for each connection. When the agent goes, so does this process: the next agent starts another one.
+"""
+
+import itertools
+import logging
+import socket
+import time
+from pathlib import Path
+
+import msgspec
+import trio
+
+from backend.peers.served import BlobRequest, NotAvailable, ServedFile
+from backend.peers.served_cache import CachedFile, RequestedFile
+from backend.peers.server import serve_peers
+from backend.peers.server_counters import ServerCounters
+from backend.peers.server_options import ServerOptions
+from backend.peers.upload_slots import UploadSlots
+from fuse.agent.upload_protocol import Failure, FetchRequest, OpenRequest, ServedBlob, UploadTraffic
+from fuse.packets import receive_packet, send_packet
+from fuse.supervisor.channel import Packet, close_all
+
+log = logging.getLogger(__name__)
+
+TRAFFIC_PAUSE_S = 0.5
+
+
+class UploadProcess:
+    """See above."""
+
+    def __init__(self, channel: socket.socket, listener: socket.socket) -> None:
+        channel.setblocking(False)
+        self._channel = channel
+        self._listener = listener
+        self._files: dict[str, CachedFile] = {}
+        self._counters = ServerCounters()
+        self._slots = UploadSlots(lambda blob_id: self._files[blob_id].size_bytes, time.monotonic)
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, _Reply] = {}
+        self._sending = trio.Lock()
+
+    async def run(self) -> None:
+        """Serves until the agent goes."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._report)
+            nursery.start_soon(
+                serve_peers, self._listener, self, self._slots, _pace, ServerOptions(), self._counters
+            )
+            while (packet := await receive_packet(self._channel)) is not None:
+                await self._take(packet)
+            nursery.cancel_scope.cancel()
+
+    async def open(self, request: BlobRequest) -> ServedFile | None:
+        """See `Shelf`."""
+        if request.kind != "decoded":
+            await trio.lowlevel.checkpoint()
+            return None
+        if request.blob_id not in self._files and request.may_fetch and request.reference:
+            number = next(self._numbers)
+            await self._ask("open", OpenRequest(number, request.blob_id, request.reference), number)
+        file = self._files.get(request.blob_id)
+        if file is None:
+            await trio.lowlevel.checkpoint()
+            return None
+
+        async def fetch(offset: int, end: int) -> None:
+            number = next(self._numbers)
+            wanted = FetchRequest(number, request.blob_id, offset, end, int(request.fetch_class))
+            await self._ask("fetch", wanted, number)
+
+        return RequestedFile(file, fetch)
+
+    async def _ask(self, do: str, question: OpenRequest | FetchRequest, number: int) -> None:
+        """Asks the agent and waits for its answer. Raises `NotAvailable`."""
+        reply = self._waiting[number] = _Reply()
+        try:
+            async with self._sending:
+                await send_packet(self._channel, Packet(do, msgspec.to_builtins(question)))
+            await reply.arrived.wait()
+        except OSError as error:
+            reply.why = str(error)
+        finally:
+            del self._waiting[number]
+        if reply.why is not None:
+            raise NotAvailable(blob_id=question.blob_id[:12], offset=0, end=0, why=reply.why)
+
+    async def _take(self, packet: Packet) -> None:
+        if packet.do == "blob":
+            await self._take_blob(msgspec.convert(packet.values, ServedBlob), packet.descriptors)
+            return
+        close_all(packet.descriptors)
+        if packet.do == "drop":
+            self._files.pop(packet.values["blob_id"], None)
+        elif packet.do in ("done", "failed"):
+            reply = self._waiting.get(int(packet.values["number"]))
+            if reply is not None:
+                if packet.do == "failed":
+                    reply.why = msgspec.convert(packet.values, Failure).why
+                reply.arrived.set()
+
+    async def _take_blob(self, blob: ServedBlob, descriptors: tuple[int, ...]) -> None:
+        data, chunk_map, fresh = descriptors
+        try:
+            file = await trio.to_thread.run_sync(
+                CachedFile, blob.size_bytes, Path(blob.meta_path), (data, chunk_map, fresh)
+            )
+        except Exception:
+            log.exception("blob %s is not served", blob.blob_id[:12])
+            close_all(descriptors)
+            return
+        self._files[blob.blob_id] = file
+
+    async def _report(self) -> None:
+        last: UploadTraffic | None = None
+        while True:
+            statistics = self._counters.snapshot()
+            traffic = UploadTraffic(statistics.bytes_sent, self._slots.active, statistics.refused)
+            if traffic != last:
+                last = traffic
+                async with self._sending:
+                    await send_packet(self._channel, Packet("traffic", msgspec.to_builtins(traffic)))
+            await trio.sleep(TRAFFIC_PAUSE_S)
+
+
+class _Reply:
+    def __init__(self) -> None:
+        self.arrived = trio.Event()
+        self.why: str | None = None
+
+
+async def _pace(count: int, request: BlobRequest) -> None:
+    await trio.lowlevel.checkpoint()

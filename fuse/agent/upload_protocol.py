@@ -1,0 +1,48 @@
+"""What the agent and the process that serves other hosts say to each other, in packets of a channel.
+
+From the agent: `blob` (with the descriptors of a cache file), `drop`, `done` and `failed` (answers, by
+number). From the server: `open` and `fetch` (questions, by number), `traffic` when it has changed.
+"""
+
+import msgspec
+
+
+class ServedBlob(msgspec.Struct, frozen=True):
+    """A blob that can be served from now on. The descriptors are those of `CachedBlob.descriptors`."""
+
+    blob_id: str
+    size_bytes: int
+    meta_path: str
+
+
+class OpenRequest(msgspec.Struct, frozen=True):
+    """Another host asks, as if this one were an owner, for a blob of an image that nobody here has opened."""
+
+    number: int
+    blob_id: str
+    image: str
+
+
+class FetchRequest(msgspec.Struct, frozen=True):
+    """Another host waits for bytes `offset` to `end` of a decoded file; the first of them are enough."""
+
+    number: int
+    blob_id: str
+    offset: int
+    end: int
+    fetch_class: int
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a request came to nothing."""
+
+    number: int
+    why: str
+
+
+class UploadTraffic(msgspec.Struct, frozen=True):
+    """What was served since the process started, and how many bodies are being sent."""
+
+    sent_bytes: int
+    active: int
+    refused: dict[str, int]

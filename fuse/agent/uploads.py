@@ -1,0 +1,185 @@
+"""The agent's side of serving other hosts: starts the process that does it, and fetches what that asks for.
+
+Concurrency: `run` starts a process and, when it has died, another one; reads go on meanwhile. A request of
+the process is one task. Blobs are told to the process when they are opened, and again to its successor.
+"""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+import trio
+
+from backend.peers.hub import PeerBlob, PeerHub
+from backend.priority import FetchClass
+from fuse.agent.upload_protocol import Failure, FetchRequest, OpenRequest, ServedBlob, UploadTraffic
+from fuse.packets import receive_packet, send_packet
+from fuse.supervisor.channel import Packet, channel_pair
+from rafs.errors import NydusError
+
+log = logging.getLogger(__name__)
+
+RESTART_PAUSE_S = 0.2
+RESTART_PAUSE_MAX_S = 5.0
+LONG_LIFE_S = 10.0
+
+OpenGuest = Callable[[str, str], Awaitable[None]]
+"""Opens an image, by its exact name, because another host needs this blob of it. Raises `NydusError`."""
+
+
+class Uploads:
+    """See above."""
+
+    def __init__(
+        self, hub: PeerHub, listener: socket.socket, command: Sequence[str], open_guest: OpenGuest
+    ) -> None:
+        """`command` starts the process, but for its descriptors."""
+        self._hub = hub
+        self._listener = listener
+        self._command = command
+        self._open_guest = open_guest
+        self._channel: socket.socket | None = None
+        self._sent_before = 0
+        self._nursery: trio.Nursery | None = None
+        self._sending = trio.Lock()
+        self.restarts = 0
+        hub.on_blob.append(self._tell_blob)
+
+    async def run(self) -> None:
+        """Keeps a process serving until cancelled."""
+        pause_s = RESTART_PAUSE_S
+        while True:
+            began = trio.current_time()
+            await self._live()
+            self._sent_before = self._hub.counters.served_bytes
+            self.restarts += 1
+            log.warning("the upload server has died; another one is started")
+            if trio.current_time() - began > LONG_LIFE_S:
+                pause_s = RESTART_PAUSE_S
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RESTART_PAUSE_MAX_S)
+
+    async def _live(self) -> None:
+        """One process, from its start to its end."""
+        ours, theirs = channel_pair()
+        with ours:
+            with theirs:
+                process = self._start(theirs)
+            ours.setblocking(False)
+            self._channel = ours
+            try:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    for blob in list(self._hub.blobs.values()):
+                        await self._send_blob(blob)
+                    while (packet := await receive_packet(ours)) is not None:
+                        self._take(packet, nursery)
+                    nursery.cancel_scope.cancel()
+            except* OSError as group:
+                log.info("upload server: %s", group.exceptions[0])
+            finally:
+                self._channel = self._nursery = None
+                ours.close()
+                _end(process)
+
+    def _start(self, channel: socket.socket) -> subprocess.Popen[bytes]:
+        numbers = (channel.fileno(), self._listener.fileno())
+        flags = ["--channel", str(numbers[0]), "--listener", str(numbers[1])]
+        # It ends with its agent, whose end of the channel is closed then; no signal of a terminal reaches it.
+        return subprocess.Popen(
+            [*self._command, *flags], stdin=subprocess.DEVNULL, pass_fds=numbers, start_new_session=True
+        )
+
+    def _tell_blob(self, blob: PeerBlob, is_there: bool) -> None:
+        """From the hub, where nothing waits."""
+        if self._nursery is not None:
+            self._nursery.start_soon(self._send_blob if is_there else self._send_drop, blob)
+
+    async def _send_blob(self, blob: PeerBlob) -> None:
+        if not blob.fetchers:
+            return  # it has gone meanwhile
+        fetcher = blob.fetchers[0]
+        served = ServedBlob(blob.blob_id, blob.presence.grid.size_bytes, os.fspath(blob.meta_path))
+        await self._send(Packet("blob", msgspec.to_builtins(served), fetcher.cached.descriptors))
+
+    async def _send_drop(self, blob: PeerBlob) -> None:
+        if blob.blob_id not in self._hub.blobs:
+            await self._send(Packet("drop", {"blob_id": blob.blob_id}))
+
+    async def _send(self, packet: Packet) -> None:
+        async with self._sending:
+            if self._channel is not None:
+                try:
+                    await send_packet(self._channel, packet)
+                except OSError as error:
+                    log.info("upload server: %s", error)
+
+    # -- what the process asks for
+
+    def _take(self, packet: Packet, nursery: trio.Nursery) -> None:
+        if packet.do == "traffic":
+            traffic = msgspec.convert(packet.values, UploadTraffic)
+            self._hub.counters.served_bytes = self._sent_before + traffic.sent_bytes
+            self._hub.counters.refused = traffic.refused
+            self._hub.uploads = traffic.active
+        elif packet.do == "open":
+            opened = msgspec.convert(packet.values, OpenRequest)
+            nursery.start_soon(self._answer, opened.number, self._open, opened)
+        elif packet.do == "fetch":
+            wanted = msgspec.convert(packet.values, FetchRequest)
+            nursery.start_soon(self._answer, wanted.number, self._fetch, wanted)
+
+    async def _answer(self, number: int, work: Callable[..., Awaitable[None]], wanted: object) -> None:
+        try:
+            await work(wanted)
+        except NydusError as error:
+            await self._send(Packet("failed", msgspec.to_builtins(Failure(number, str(error)))))
+        except Exception as error:
+            log.exception("what another host asked for")
+            await self._send(Packet("failed", msgspec.to_builtins(Failure(number, repr(error)))))
+        else:
+            await self._send(Packet("done", {"number": number}))
+
+    async def _open(self, wanted: OpenRequest) -> None:
+        if wanted.blob_id not in self._hub.blobs:
+            await self._open_guest(wanted.image, wanted.blob_id)
+
+    async def _fetch(self, wanted: FetchRequest) -> None:
+        """Returns when the first byte of the range is there."""
+        blob = self._hub.blobs.get(wanted.blob_id)
+        if (
+            blob is None
+            or not blob.fetchers
+            or not 0 <= wanted.offset < wanted.end <= blob.presence.grid.size_bytes
+        ):
+            raise NotServed(blob_id=wanted.blob_id[:12], why="it is not open here")
+        fetcher = blob.fetchers[0]
+        chunks = fetcher.decoded_map.chunks_in(wanted.offset, wanted.end - wanted.offset)
+        missing = [chunk for chunk in chunks if not fetcher.cached.is_ready(chunk)]
+        if not missing:
+            return
+        piece = blob.presence.piece_of(missing[0])
+        if not self._hub.swarm.is_owner(wanted.blob_id, piece, trio.current_time()):
+            raise NotServed(blob_id=wanted.blob_id[:12], why="another host is its owner")
+        # Not as if it was read here: nothing around it is wanted.
+        fetch_class = max(FetchClass(wanted.fetch_class), FetchClass.READAHEAD)
+        fetcher.begin(missing, fetch_class)
+        if await fetcher.ensure_chunks(missing[:1], fetch_class):
+            raise NotServed(blob_id=wanted.blob_id[:12], why="the disk of this host is full")
+
+
+class NotServed(NydusError):
+    """Another host cannot have what it asks for here."""
+
+    message = "blob {blob_id}: {why}"
+    exit_code = 155
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """It has nothing to lose."""
+    process.send_signal(signal.SIGKILL)
+    process.wait()

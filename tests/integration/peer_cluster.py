@@ -1,0 +1,146 @@
+"""A cluster on loopback: a registry, a scheduler and hosts, each with an agent and an upload server."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fuse.supervisor.main import SOCKET_NAME
+from tests.integration.cli_machine import Machine, kill_all, unmount_anyway
+from tests.integration.registry_server import RegistryServer, free_port, registry_server
+from tools.agent_client import wait_for
+
+PATIENCE_S = 20.0
+PROGRAM = (sys.executable, "-m", "tools.main")
+
+
+@dataclass(slots=True)
+class PeerHost:
+    """A host with its agent. `process` is the supervisor."""
+
+    machine: Machine
+    url: str
+    process: "subprocess.Popen[bytes]"
+
+    @property
+    def mount_dir(self) -> Path:
+        """Where it mounts."""
+        return self.machine.directory / "mnt"
+
+    def mount(self, reference: str, *options: str) -> None:
+        """Mounts an image at `mount_dir`."""
+        self.mount_dir.mkdir(exist_ok=True)
+        self.machine.nydus("mount", reference, self.mount_dir, *options)
+
+    def peers(self) -> dict[str, Any]:
+        """What it says of its part."""
+        return self.machine.json("status", "--peers")
+
+    def kill(self) -> None:
+        """Everything of this host dies at once; the upload server follows its agent."""
+        self.process.kill()
+        self.process.wait()
+        kill_all(self.machine.directory / "run")
+
+
+@dataclass(slots=True)
+class Cluster:
+    """See above. `ends` undoes everything."""
+
+    directory: Path
+    registry: RegistryServer
+    scheduler_port: int
+    ends: ExitStack
+    scheduler: "subprocess.Popen[bytes] | None" = None
+    hosts: list[PeerHost] = field(default_factory=list)
+
+    @property
+    def scheduler_url(self) -> str:
+        """Where the scheduler listens."""
+        return f"http://127.0.0.1:{self.scheduler_port}"
+
+    def start_scheduler(self, *options: str) -> None:
+        """Runs a scheduler, at the port of the one before."""
+        listen = f"127.0.0.1:{self.scheduler_port}"
+        command = [*PROGRAM, "scheduler", "--listen", listen, *options]
+        self.scheduler = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until(lambda: self.scheduler_status() is not None)
+
+    def stop_scheduler(self) -> None:
+        """Kills it."""
+        if self.scheduler is not None:
+            self.scheduler.kill()
+            self.scheduler.wait()
+            self.scheduler = None
+
+    def scheduler_status(self) -> dict[str, Any] | None:
+        """What it says; None when it does not answer."""
+        done = subprocess.run(
+            [*PROGRAM, "scheduler", "status", "--json", "--scheduler", self.scheduler_url],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return json.loads(done.stdout) if done.returncode == 0 else None
+
+    def add_host(self, *options: str, url: str = "") -> PeerHost:
+        """Starts another host and waits until it answers."""
+        name = f"host{len(self.hosts)}"
+        machine = Machine(self.directory / name)
+        machine.directory.mkdir()
+        listen = f"127.0.0.1:{free_port()}"
+        schedulers = ["--scheduler", url or self.scheduler_url]
+        with (machine.directory / "agent.stderr").open("wb") as log:
+            process = subprocess.Popen(
+                machine.command("agent", *schedulers, "--peer-listen", listen, *options),
+                env=machine.environment,
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+            )
+        host = PeerHost(machine, f"http://{listen}", process)
+        self.hosts.append(host)
+        self.ends.callback(host.kill)
+        self.ends.callback(unmount_anyway, host.mount_dir)
+        assert wait_for(machine.directory / "run" / SOCKET_NAME, PATIENCE_S)
+        return host
+
+    def wait_acquainted(self) -> None:
+        """Waits until every host knows every other one."""
+        until(lambda: all(host.peers()["members"] == len(self.hosts) for host in self.hosts))
+
+    def build(self, source: Path, name: str, *options: str) -> str:
+        """Builds an image of a directory and pushes it; its reference."""
+        reference = f"{self.registry.host}/{name}"
+        Machine(self.directory / "builder").nydus("build", source, reference, *options)
+        return reference
+
+    def origin_bytes(self) -> int:
+        """Decoded bytes that all hosts have fetched from the registry."""
+        return sum(host.peers()["traffic"]["origin_bytes"] for host in self.hosts)
+
+
+@contextmanager
+def peer_cluster(directory: Path, hosts: int, options: Sequence[str] = ()) -> Iterator[Cluster]:
+    """A cluster with a scheduler and `hosts` hosts that know each other; all is gone after the block."""
+    with ExitStack() as ends:
+        registry = ends.enter_context(registry_server(directory / "registry"))
+        cluster = Cluster(directory, registry, free_port(), ends)
+        ends.callback(cluster.stop_scheduler)
+        cluster.start_scheduler()
+        for _ in range(hosts):
+            cluster.add_host(*options)
+        cluster.wait_acquainted()
+        yield cluster
+
+
+def until(condition: "Any", patience_s: float = PATIENCE_S) -> None:
+    """Asks until something is so: another process gives no event for it."""
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, "not within the time"
+        time.sleep(0.05)

@@ -1,0 +1,91 @@
+"""How this host takes part in the peer cache: from a TOML file, and flags, which come first."""
+
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+
+from fuse.agent.peer_options import PeerOptions
+from fuse.supervisor.launch import python_command
+from rafs.errors import NydusError
+from tools.settings import Settings
+
+DEFAULT_FILE = Path("/etc/nydus-py/config.toml")
+
+
+class ConfigInvalid(NydusError):
+    """A configuration file that cannot be used."""
+
+    message = "{path}: {why}"
+    exit_code: ClassVar[int] = 159
+
+
+class PeerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[peers]` of the file; every key is also a flag of `nydus-py agent`."""
+
+    scheduler: list[str] = []
+    zone: str = ""
+    labels: dict[str, str] = {}
+    peer_listen: str = ":8771"
+    host_id: str = ""
+
+
+class ConfigFile(msgspec.Struct, frozen=True):
+    """The file, as far as it is about peers."""
+
+    peers: PeerSection = PeerSection()
+
+
+def config_path(chosen: Path | None = None) -> Path | None:
+    """The file to read: the one chosen, NYDUS_PY_CONFIG, or /etc/nydus-py/config.toml if there is one."""
+    if chosen is not None:
+        return chosen
+    if named := os.environ.get("NYDUS_PY_CONFIG"):
+        return Path(named)
+    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+
+
+def read_section(path: Path | None) -> PeerSection:
+    """What the file says of peers. Raises `ConfigInvalid`."""
+    if path is None:
+        return PeerSection()
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text()), ConfigFile).peers
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ConfigInvalid(path=path, why=str(error)) from error
+
+
+def peer_options(settings: Settings, section: PeerSection) -> PeerOptions | None:
+    """What the agent is told; None when no scheduler is named."""
+    if not section.scheduler:
+        return None
+    return PeerOptions(
+        schedulers=section.scheduler,
+        cache_dir=os.fspath(settings.cache_dir),
+        upload_command=[
+            *python_command("tools.upload_process"),
+            "--log-level",
+            settings.log_level.value,
+        ],
+        zone=section.zone,
+        labels=section.labels,
+        listen=section.peer_listen,
+        host_id=section.host_id,
+        plain_http=True if settings.plain_http else None,
+        ca_file=os.fspath(settings.ca_file) if settings.ca_file else None,
+        insecure=settings.insecure_skip_verify,
+    )
+
+
+def parse_labels(texts: Sequence[str]) -> dict[str, str]:
+    """`NAME=VALUE` each. Raises `ConfigInvalid`."""
+    labels: dict[str, str] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise ConfigInvalid(path="--label", why=f"{text!r} is not NAME=VALUE")
+        labels[name] = value
+    return labels

@@ -29,7 +29,7 @@ BAD_PEERS_MAX = 256
 class PeerCounters:
     """Bytes, decoded but for `origin_encoded_bytes`, and how often something went another way.
 
-    `degraded`: runs of chunks that came from the origin although this host is no owner of them.
+    `degraded`: runs of chunks that came from the origin because those before this host did not bring them.
     """
 
     origin_bytes: int = 0

@@ -80,7 +80,7 @@ class PeerStage:
             now = trio.current_time()
             choice = hub.swarm.choose(self._blob.blob_id, piece, size_bytes, now, tried)
             if isinstance(choice, AskOrigin):
-                hub.counters.degraded += not choice.is_owner
+                hub.counters.degraded += bool(tried) or not choice.is_owner
                 return left
             if isinstance(choice, Pause):
                 if now - busy_since > BUSY_MAX_S:

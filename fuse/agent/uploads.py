@@ -147,6 +147,8 @@ class Uploads:
     async def _open(self, wanted: OpenRequest) -> None:
         if wanted.blob_id not in self._hub.blobs:
             await self._open_guest(wanted.image, wanted.blob_id)
+        # What is told of new blobs may be behind the answer to this.
+        await self._send_blob(self._hub.blobs[wanted.blob_id])
 
     async def _fetch(self, wanted: FetchRequest) -> None:
         """Returns when the first byte of the range is there."""

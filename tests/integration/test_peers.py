@@ -33,8 +33,8 @@ def test_the_registry_sends_every_byte_once(tmp_path: Path) -> None:
         for host in cluster.hosts:
             assert same(source, host.mount_dir)
         unique = 24 * MIB + 2
-        assert cluster.origin_bytes() == unique
         states = [host.peers() for host in cluster.hosts]
+        assert cluster.origin_bytes() == unique, states
         received = sum(state["traffic"]["peer_bytes"] for state in states)
         assert 2 * unique <= received < 2.01 * unique  # with the zeros between files
         assert all(state["degraded"] == state["wrong_bytes"] == 0 for state in states)

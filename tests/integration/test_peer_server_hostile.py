@@ -1,9 +1,12 @@
 """Clients of the upload server that are slow, greedy, broken or gone are counted; nobody else suffers."""
 
+import errno
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -139,6 +142,17 @@ async def test_what_is_no_request_ends_the_connection(
         await counted(server, reason)
 
 
+@pytest.mark.parametrize("head", ["CONNECT a:1", "OPTIONS *", "PUT /healthy", f"TRACE {DECODED}"])
+async def test_other_methods_are_refused(file: FillingFile, head: str) -> None:
+    async with serving(file) as server, undisturbed(server), client_of(server) as client:
+        await client.send(
+            f"{head} HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n".encode()
+        )
+        assert (await client.reply()).status == 405
+        await counted(server, "method not allowed")
+        assert (await client.get("/healthy")).status == 200
+
+
 async def test_garbage_after_a_request_ends_the_connection_after_its_answer(file: FillingFile) -> None:
     async with serving(file) as server, undisturbed(server), client_of(server) as client:
         await client.send(request(DECODED, "Range: bytes=0-9") + b"\0" * 100 + b"\r\n\r\n")
@@ -179,6 +193,35 @@ async def test_connections_are_limited_in_all(file: FillingFile) -> None:
             async with client_of(server) as third:
                 assert (await third.reply()).status == 503
         await counted(server, "too many connections")
+
+
+@pytest.mark.logs_warning
+async def test_a_lack_of_descriptors_passes(
+    file: FillingFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    accept, failures = socket.socket.accept, [errno.EMFILE, errno.EMFILE, errno.ECONNABORTED]
+
+    def accept_in_the_end(listener: socket.socket) -> tuple[socket.socket, Any]:
+        if failures:
+            raise OSError(failures.pop(0), "of a test")
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", accept_in_the_end)
+    async with serving(file) as server, client_of(server) as client:
+        assert (await client.get("/healthy")).status == 200
+    assert caplog.text.count("peers cannot connect") == 1
+
+
+@pytest.mark.parametrize("wanted", ["0-", f"{SIZE - 100}-{SIZE - 91},{SIZE - 10}-"])
+async def test_a_file_that_is_shorter_than_it_should_be_tears_the_body(
+    file: FillingFile, tmp_path: Path, wanted: str
+) -> None:
+    os.truncate(tmp_path / "blob", SIZE // 2)
+    async with serving(file) as server, client_of(server) as client:
+        await client.send(request(DECODED, f"Range: bytes={wanted}"))
+        with pytest.raises((trio.BrokenResourceError, EOFError)):
+            await client.reply()
+        await counted(server, "body torn")
 
 
 async def test_a_client_that_stops_reading_is_dropped(file: FillingFile) -> None:

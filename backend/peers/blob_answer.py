@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import trio
 
-from backend.peers.arrival import wait_for_bytes
+from backend.peers.arrival import all_asked_for, wait_for_bytes
 from backend.peers.body import BodySender
 from backend.peers.http_heads import Asked, Header, Heads
 from backend.peers.ranges import (
@@ -59,8 +59,9 @@ async def answer_blob(
     _ask_admission(request, offset, end, site)
     sender = BodySender(file, request, transport, site)
     try:
-        await _wait_for_first_byte(file, body, transport, site)
-        await sender.send(heads.answer(status, headers, body.length), body)
+        with all_asked_for(file, body.spans, site.nursery):
+            await _wait_for_first_byte(file, body, transport, site)
+            await sender.send(heads.answer(status, headers, body.length), body)
     finally:
         site.admission.done(request, offset, end, sender.sent_bytes)
 

@@ -69,12 +69,18 @@ class BodySender:
             start = place + len(lead)
             buffer[place:start] = lead
             place = start + end - offset
-            await self._site.pages.fill(self._file.descriptor, buffer[start:place], offset)
+            await self._read(buffer[start:place], offset)
             self._check_present(offset, end)
             unsent += end - offset
         buffer[place:] = tail
         await self._transport.send(buffer[begin:])
         self._count(unsent)
+
+    async def _read(self, buffer: memoryview, offset: int) -> None:
+        try:
+            await self._site.pages.fill(self._file.descriptor, buffer, offset)
+        except EOFError:
+            raise Dropped(Refusal.TORN) from None  # the file is shorter than it was
 
     async def _wait_whole(self, offset: int, end: int) -> None:
         while (ready := self._file.ready_until(offset, end)) < end:

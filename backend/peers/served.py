@@ -47,8 +47,13 @@ class ServedFile(Protocol):
     Ranges are offsets of the file, the end not included.
     """
 
-    descriptor: int
-    size_bytes: int
+    @property
+    def descriptor(self) -> int:
+        """Open for reading."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the whole file, whatever is there of it."""
 
     def ready_until(self, offset: int, end: int) -> int:
         """The first byte of [offset, end) that is not there, `end` when all are. Cheap, no checkpoint."""

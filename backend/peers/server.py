@@ -49,13 +49,13 @@ async def serve_peers(
 ) -> None:
     """Serves on a listening socket until cancelled. The socket stays open: who has made it closes it."""
     pages = PageCache(options.disk_threads, counters)
-    server = _Server(Site(shelf, admission, pace, options, counters, pages), ssl_context)
     listener.setblocking(False)
     async with trio.open_nursery() as nursery:
+        server = _Server(Site(shelf, admission, pace, options, counters, pages, nursery), ssl_context)
         task_status.started()
         while True:
             await trio.lowlevel.wait_readable(listener)
-            if not server.accept(listener, nursery):
+            if not server.accept(listener):
                 await trio.sleep(SHORTAGE_PAUSE_S)
 
 
@@ -66,7 +66,7 @@ class _Server:
         self._by_peer: Counter[str] = Counter()
         self._short = False
 
-    def accept(self, listener: socket.socket, nursery: trio.Nursery) -> bool:
+    def accept(self, listener: socket.socket) -> bool:
         """Takes the clients that wait; False when the host lacks something that a connection needs."""
         for _ in range(ACCEPTED_AT_ONCE):
             try:
@@ -79,7 +79,7 @@ class _Server:
                     return False
                 continue  # the client has gone: accept(2) gives its error to us
             self._short = False
-            self._admit(sock, address[0].removeprefix("::ffff:"), nursery)
+            self._admit(sock, address[0].removeprefix("::ffff:"))
         return True
 
     def _note_shortage(self, error: OSError) -> None:
@@ -87,7 +87,7 @@ class _Server:
             log.warning("peers cannot connect: %s; raise the limit of open files", error.strerror)
         self._short = True
 
-    def _admit(self, sock: socket.socket, peer: str, nursery: trio.Nursery) -> None:
+    def _admit(self, sock: socket.socket, peer: str) -> None:
         counters, options = self._site.counters, self._site.options
         if counters.connections >= options.connections_max:
             self._turn_away(sock, Refusal.CONNECTIONS)
@@ -97,7 +97,7 @@ class _Server:
             counters.connections += 1
             counters.connections_made += 1
             self._by_peer[peer] += 1
-            nursery.start_soon(self._serve, sock, peer)
+            self._site.nursery.start_soon(self._serve, sock, peer)
 
     def _turn_away(self, sock: socket.socket, refusal: Refusal) -> None:
         self._site.counters.refuse(refusal)

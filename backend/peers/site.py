@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import trio
+
 from backend.peers.page_cache import PageCache
 from backend.peers.served import Admission, Pace, Shelf
 from backend.peers.server_counters import ServerCounters
@@ -10,7 +12,7 @@ from backend.peers.server_options import ServerOptions
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The parts of the host that the server works with, its limits and its counters."""
+    """The parts of the host that the server works with, its limits, its counters and its tasks."""
 
     shelf: Shelf
     admission: Admission
@@ -18,3 +20,4 @@ class Site:
     options: ServerOptions
     counters: ServerCounters
     pages: PageCache
+    nursery: trio.Nursery

@@ -5,6 +5,7 @@ writes.
 """
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -82,6 +83,8 @@ class PlainTransport:
                 deadline = deadline or trio.current_time() + self._slice_timeout_s
                 await wait_writable(self._socket, deadline)
             except OSError as error:
+                if error.errno == errno.EIO:
+                    raise  # of the disk, not of the client
                 raise Dropped(Refusal.GONE) from error
             else:
                 if count == 0:

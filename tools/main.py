@@ -21,7 +21,10 @@ PROGRAM = "nydus-py"
 
 
 class Verb(NamedTuple):
-    """A verb: its module `tools.<module>` has a function `run` whose parameters are its command line."""
+    """A verb: its module `tools.<module>` has a function `run` whose parameters are its command line.
+
+    A verb with several actions has a table of such functions instead, `ACTIONS`.
+    """
 
     module: str
     summary: str
@@ -92,6 +95,10 @@ VERBS = {
         "scheduler",
         "Tell the hosts of a cluster about each other, so that they give each other what they have.",
         "nydus-py scheduler --listen :8770",
+    "pki": Verb(
+        "pki",
+        "Make a certificate authority for the hosts of a cluster, and issue certificates.",
+        "nydus-py pki issue node7 --scope zone:az1 --address 10.0.0.7",
     ),
 }
 
@@ -108,11 +115,18 @@ class LazyGroup(TyperGroup):
 def load_verb(name: str) -> Any:
     """The complete command of a verb; imports its module."""
     verb = VERBS[name]
-    function = importlib.import_module(f"tools.{verb.module}").run
+    module = importlib.import_module(f"tools.{verb.module}")
     app = _new_app()
     epilog = f"Example: {verb.example}\n\nThe options of `{PROGRAM} --help` may stand here as well."
-    app.command(name, help=function.__doc__ or verb.summary, epilog=epilog)(function)
-    return typer.main.get_command(app)
+    if actions := getattr(module, "ACTIONS", None):
+        app.callback(help=verb.summary, epilog=epilog)(_nothing)
+        for action, function in actions.items():
+            app.command(action, help=function.__doc__)(function)
+    else:
+        app.command(name, help=module.run.__doc__ or verb.summary, epilog=epilog)(module.run)
+    command = typer.main.get_command(app)
+    command.name = name
+    return command
 
 
 def command_line() -> typer.Typer:
@@ -172,6 +186,10 @@ def _globals(
     )
     configure_logging(settings.log_level, sys.stderr)
     ctx.obj = settings
+
+
+def _nothing() -> None:
+    """A verb with actions does nothing by itself."""
 
 
 def _not_loaded() -> None:

@@ -1,20 +1,10 @@
 """Sizes as users write and read them: `1MiB`, `64k`, `1.5 GiB`."""
 
-import re
-
 import typer
 
+from backend.sizes import parse_size
+
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-PATTERN = re.compile(r"(?P<number>\d+)\s*(?P<unit>[kmgt]?)(?:i?b)?", re.IGNORECASE)
-FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-def parse_size(text: str) -> int:
-    """Bytes; k, KiB and KB all mean 1024. Raises `ValueError` for anything that is not a size."""
-    match = PATTERN.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"not a size: {text!r}; write for example 1MiB")
-    return int(match["number"]) * FACTORS[match["unit"].lower()]
 
 
 def size_option(option: str, text: str) -> int:

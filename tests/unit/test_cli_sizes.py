@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools.sizes import format_size, parse_size
+from backend.sizes import parse_rate, parse_size
+from tools.sizes import format_size
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,27 @@ def test_sizes_are_read(text: str, size_bytes: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a size"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate_bps"),
+    [
+        ("50MiB/s", 50 << 20),
+        (" 1 GB/s", 1 << 30),
+        ("4096", 4096),
+        ("0", 0),
+        ("none", None),
+        ("Unlimited", None),
+    ],
+)
+def test_rates_are_read(text: str, rate_bps: int | None) -> None:
+    assert parse_rate(text) == rate_bps
+
+
+@pytest.mark.parametrize("text", ["", "/s", "50Mbit/s", "50 mbps", "-1/s", "1MiB/min"])
+def test_what_is_no_rate_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a rate"):
+        parse_rate(text)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,209 @@
+"""The limits of a host for those who wait: downloads stop reading, uploads stop sending.
+
+Concurrency: callers wait on an event of their own claim; one task, in the nursery of `open_limits`, sleeps
+until the next claim may pass. Whoever changes something (a new claim, a limit, a place) lets through what
+may pass at once, and wakes that task. Between taking the time and the end of `_pump` there is no
+checkpoint.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Protocol
+
+import trio
+
+from backend.peers.claims import Claim
+from backend.peers.leases import OriginShare
+from backend.peers.limit_settings import LimitSettings
+from backend.peers.limit_tree import LimitStatistics, LimitTree
+from backend.peers.yielding import YieldRule
+from backend.priority import FetchClass
+
+TICK_S = 0.001
+"""Claims are let through no more often than this: a fast link passes several parts at a time."""
+
+
+class Paced(Protocol):
+    """What an upload server knows of a request: the blob, and how urgent it is for the peer."""
+
+    @property
+    def blob_id(self) -> str:
+        """What the limits of tasks go by."""
+        ...
+
+    @property
+    def fetch_class(self) -> FetchClass:
+        """As the peer says; `BACKGROUND` when it does not."""
+        ...
+
+
+class HostLimits:
+    """The trio front of a `LimitTree`. Use `open_limits`."""
+
+    def __init__(self, settings: LimitSettings, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._tree = LimitTree(settings, clock())
+        self._rule = YieldRule(clock())
+        self._told_bps: float | None = None
+        self._owned: dict[object, Claim] = {}
+        self._changed = trio.Event()
+
+    async def take(
+        self,
+        n_bytes: int,
+        fetch_class: FetchClass,
+        task: str,
+        *,
+        from_origin: bool = False,
+        owner: object = None,
+    ) -> None:
+        """Returns when `n_bytes` of blob `task` may be received. A checkpoint.
+
+        More urgent classes go first, then who came first. More than `part_bytes` in one go is right on
+        average, but comes in lumps. A cancelled call gives back what it has paid. A limit of 0 waits until
+        it is changed: deadlines belong to the caller. `owner` is what `raise_to` knows the caller by.
+        """
+        event = trio.Event()
+        now = self._clock()
+        claim = self._tree.download(
+            n_bytes, fetch_class, task, now, from_origin=from_origin, notify=event.set
+        )
+        self._owned[owner] = claim
+        try:
+            await self._wait(claim, event)
+        finally:
+            if self._owned.get(owner) is claim:
+                del self._owned[owner]
+        if claim.fetch_class is FetchClass.ON_DEMAND:
+            self._rule.received(n_bytes, self._clock())
+
+    def raise_to(self, owner: object, fetch_class: FetchClass) -> None:
+        """Makes the `take` that `owner` waits in, if it does, at least as urgent as `fetch_class`."""
+        claim = self._owned.get(owner)
+        if claim is not None:
+            self._tree.queue.raise_to(claim, fetch_class)
+            self._pump()
+
+    async def pace(self, n_bytes: int, request: Paced) -> None:
+        """Returns when `n_bytes` may be sent in answer to `request`; otherwise as `take`."""
+        event = trio.Event()
+        claim = self._tree.upload(
+            n_bytes, request.fetch_class, request.blob_id, self._clock(), notify=event.set
+        )
+        await self._wait(claim, event)
+        self.note_served(n_bytes)
+
+    @contextmanager
+    def foreground(self) -> Iterator[None]:
+        """Held around each on-demand fetch, from the first request to the last byte: serving may yield.
+
+        `take` in the class `ON_DEMAND` counts the bytes.
+        """
+        self._rule.started(self._clock())
+        self._apply_rule()
+        self._changed.set()  # the trial ends by time
+        try:
+            yield
+        finally:
+            self._rule.ended(self._clock())
+            self._apply_rule()
+
+    def note_served(self, n_bytes: int) -> None:
+        """Counts bytes that another process of this host has served; `pace` counts those of this one."""
+        self._rule.served(n_bytes, self._clock())
+
+    @property
+    def yielded_bps(self) -> float | None:
+        """What serving is held to now; what an upload server in another process is told for `yield_up`."""
+        return self._rule.rate_bps(self._tree.settings.host_up_bps, self._clock())
+
+    @asynccontextmanager
+    async def origin_request(self, fetch_class: FetchClass) -> AsyncIterator[None]:
+        """Waits until the origin may be asked and holds one of its places; its bytes go through `take`."""
+        event = trio.Event()
+        await self._wait(self._tree.origin_request(fetch_class, notify=event.set), event)
+        try:
+            yield
+        finally:
+            self._tree.end_request(self._clock())
+            self._pump()
+
+    def change(self, settings: LimitSettings) -> None:
+        """Other limits from now on, for those that wait as well."""
+        self._tree.change(settings, self._clock())
+        self._pump()
+
+    def yield_up(self, rate_bps: float | None) -> None:
+        """Holds uploads to `yielded_bps` of the process that fetches; None is the host's limit alone."""
+        self._told_bps = rate_bps
+        self._apply_rule()
+
+    def lease_origin(self, lease: OriginShare | None) -> None:
+        """Holds the origin to what the cluster has leased to this host."""
+        self._tree.lease_origin(lease, self._clock())
+        self._pump()
+
+    @property
+    def settings(self) -> LimitSettings:
+        """The limits as they were set last."""
+        return self._tree.settings
+
+    @property
+    def part_bytes(self) -> int:
+        """The most to `take` or `pace` in one go for limits that hold within 5 % over 5 s."""
+        return self._tree.part_bytes
+
+    def origin_demand(self) -> OriginShare:
+        """What those that wait for the origin want, for the next announce."""
+        return self._tree.origin_demand()
+
+    def statistics(self) -> LimitStatistics:
+        """A snapshot."""
+        return self._tree.statistics()
+
+    async def _wait(self, claim: Claim, event: trio.Event) -> None:
+        self._pump()
+        try:
+            await event.wait()
+        except trio.Cancelled:
+            self._tree.queue.withdraw(claim, self._clock())
+            self._pump()
+            raise
+
+    def _pump(self) -> None:
+        self._tree.queue.pump(self._clock())
+        if len(self._tree.queue):
+            self._changed.set()
+
+    def _apply_rule(self) -> None:
+        rates = [each for each in (self.yielded_bps, self._told_bps) if each is not None]
+        self._tree.yield_up(min(rates, default=None), self._clock())
+        self._pump()
+
+    async def _run(self) -> None:
+        """Lets claims through as time passes."""
+        while True:
+            self._apply_rule()
+            self._changed = trio.Event()
+            now = self._clock()
+            at = min(self._tree.queue.next_at(now), self._rule.next_at(now))
+            with trio.move_on_after(max(at - now, TICK_S)):
+                await self._changed.wait()
+
+
+@asynccontextmanager
+async def open_limits(
+    settings: LimitSettings, clock: Callable[[], float] = trio.current_time
+) -> AsyncIterator[HostLimits]:
+    """Owns the task that lets claims through; `clock` runs at the speed of trio's."""
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        limits = HostLimits(settings, clock)
+        nursery.start_soon(limits._run)
+        try:
+            yield limits
+        except Exception as error:
+            failure = error  # raised below: the nursery would wrap it in a group
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

@@ -68,12 +68,14 @@ class Party:
                 _tell(reader)
             if interruption is not None:
                 self._interrupt(interruption, registry, readers, start_s + timeout_s)
-            answers = [_answer(reader, start_s + timeout_s) for reader in readers]
-        victims = interruption.victims if interruption else frozenset()
+            victims = interruption.victims if interruption else frozenset()
+            expected = [
+                (host, _answer(reader, start_s + timeout_s))
+                for (host, _), reader in zip(jobs, readers, strict=True)
+                if host.node.name not in victims
+            ]
         done, failures = [], []
-        for (host, _), answer in zip(jobs, answers, strict=True):
-            if host.node.name in victims:
-                continue
+        for host, answer in expected:
             if answer is None or answer.error:
                 failures.append(f"{host.node.name}: {answer.error if answer else 'killed, or too slow'}")
             if answer is not None:

@@ -103,6 +103,8 @@ def version2(bed: Bed, count: int, peers: bool) -> Outcome:
         before = read_all(first, party, party.hosts)
         if not before.is_right:
             raise NodeFailed(node="version2", command="first version", why="; ".join(before.failures))
+        for host in party.hosts:  # which flushes what was read last, at once
+            host.run("umount", host.mountpoint(bed.image))
         return read_all(case, party, party.hosts)
 
 

@@ -88,12 +88,14 @@ class Bed:
             party = Party(self.registry, hosts, scheduler)
             for host in hosts:
                 self.start_agent(party, host)
+            for host in hosts:
+                host.wait_for_agent()
             if scheduler is not None:
                 scheduler.wait_for_hosts(count)
             yield party
 
     def start_agent(self, party: Party, host: Host) -> None:
-        """Starts the agent of a host as the party wants it."""
+        """Starts the agent of a host as the party wants it; does not wait for it."""
         options: list[str] = []
         if party.scheduler is not None:
             listen = f"{host.address}:{PEER_PORT}"

@@ -55,12 +55,19 @@ class Host:
         return self.node.run(*command, environment=self.nydus.environment())
 
     def start_agent(self, options: Sequence[str]) -> None:
-        """Starts the agent and waits until it listens. Raises `NodeFailed`."""
-        log = self.directory / "agent-output.log"
+        """Starts the agent. Raises `NodeFailed`."""
         command = self.nydus.command("agent", *options)
-        self.node.start(log, *command, environment=self.nydus.environment())
+        self.node.start(self._agent_log, *command, environment=self.nydus.environment())
+
+    def wait_for_agent(self) -> None:
+        """Returns when the agent listens. Raises `NodeFailed`."""
         if not wait_for(self.nydus.run_dir / SOCKET_NAME, AGENT_TIMEOUT_S):
-            raise NodeFailed(node=self.node.name, command="nydus-py agent", why=log.read_text().strip())
+            why = self._agent_log.read_text(errors="replace").strip() or "it does not listen"
+            raise NodeFailed(node=self.node.name, command="nydus-py agent", why=why)
+
+    @property
+    def _agent_log(self) -> Path:
+        return self.directory / "agent-output.log"
 
     def mountpoint(self, image: Image) -> Path:
         """Where an image is mounted here: an empty directory for each."""

@@ -75,6 +75,7 @@ def corrupt(bed: Bed, count: int, peers: bool) -> Outcome:
         if not holder.damage_cache():
             raise NodeFailed(node=holder.node.name, command="corrupt", why="nothing is in its cache")
         bed.start_agent(party, holder)
+        holder.wait_for_agent()
         _mount_only(bed.image, holder)
         return read_all(case, party, others)
 

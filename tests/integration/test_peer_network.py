@@ -13,7 +13,7 @@ import pytest
 from tools.bench.peers.bed import Bed, Shape, running_bed
 from tools.bench.peers.node import NodeFailed, started_node
 from tools.bench.peers.rate import PAYLOAD_SHARE, Rate
-from tools.bench.peers.scenarios import owner_killed, start, version2
+from tools.bench.peers.scenarios import owner_killed, start
 
 pytestmark = [pytest.mark.needs_net_namespaces, pytest.mark.needs_fuse, pytest.mark.needs_registry]
 
@@ -35,7 +35,7 @@ with started_node("doomed") as node:
 
 @pytest.fixture(scope="module")
 def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    """A registry and two versions of a small model; every test has hosts of its own."""
+    """A registry with a small model; every test has hosts of its own."""
     shape = Shape(SIZE, RATE, RATE)
     with running_bed(tmp_path_factory.mktemp("bed"), shape, HOSTS) as bed:
         yield bed
@@ -57,12 +57,6 @@ def test_a_host_that_is_killed_does_not_stop_the_other(bed: Bed) -> None:
     outcome = owner_killed(bed, HOSTS, False)
     assert outcome.is_right, outcome
     assert outcome.origin_link_bytes > SIZE
-
-
-def test_the_next_version_moves_what_has_changed(bed: Bed) -> None:
-    outcome = version2(bed, HOSTS, False)
-    assert outcome.is_right, outcome
-    assert outcome.origin_blob_bytes == pytest.approx(HOSTS * outcome.unique_bytes, rel=0.01)
 
 
 def test_a_node_sees_only_itself(tmp_path: Path) -> None:

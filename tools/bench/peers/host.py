@@ -25,13 +25,21 @@ PEER_PORT = 8771
 
 
 class MountCounts(msgspec.Struct):
-    """The part of a status that is of interest here. None: this nydus-py does not tell."""
+    """The part of a status that is of interest here. None: this nydus-py knows no peers."""
 
-    mountpoint: str
     driver: str
     fetched_bytes: int
-    origin_bytes: int | None = None
-    peer_bytes: int | None = None
+    from_peers_bytes: int | None = None
+
+
+class PeerCounts(msgspec.Struct):
+    """The part of a status of the peers that is of interest here: what was answered to trouble."""
+
+    wrong_bytes: int = 0
+    dead_peers: int = 0
+    hedges: int = 0
+    degraded: int = 0
+    busy_answers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,7 @@ class Host:
 
     def start_agent(self, options: Sequence[str]) -> None:
         """Starts the agent. Raises `NodeFailed`."""
-        command = self.nydus.command("agent", *options)
+        command = self.nydus.command("--plain-http", "agent", *options)
         self.node.start(self._agent_log, *command, environment=self.nydus.environment())
 
     def wait_for_agent(self) -> None:
@@ -104,6 +112,10 @@ class Host:
         said = self.run("status", "--json", self.mountpoint(image))
         (mount,) = msgspec.json.decode(said, type=list[MountCounts])
         return mount
+
+    def peer_counts(self) -> PeerCounts:
+        """What the agent says of other hosts. Raises `NodeFailed`."""
+        return msgspec.json.decode(self.run("status", "--peers", "--json"), type=PeerCounts)
 
     def damage_cache(self) -> int:
         """Flips bytes of every decoded file of the cache; nothing may be mounted. How many."""

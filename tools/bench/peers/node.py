@@ -35,7 +35,7 @@ class NodeFailed(NydusError):
     """A command of the test bed failed, so there is nothing to measure."""
 
     message = "{node}: {command}: {why}"
-    exit_code: ClassVar[int] = 105
+    exit_code: ClassVar[int] = 107
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tools.bench.peers.bounds import bound_s, bound_without_peers_s
-from tools.bench.peers.host import MountCounts
+from tools.bench.peers.host import MountCounts, PeerCounts
 from tools.bench.peers.party import Measured
 from tools.bench.peers.rate import PAYLOAD_SHARE, Rate
 from tools.bench.peers.registry_node import Image, blob_bytes
@@ -15,7 +15,8 @@ class Outcome:
     """One measurement. Sizes in bytes; ratios are to the bound, or to the unique bytes.
 
     `payload_ratio` is `ratio` for links whose headers carry nothing: what a perfect program would bring to 1.
-    `*_link_bytes` are counted on links, headers included. `peer_bytes` is None when nydus-py does not tell.
+    `*_link_bytes` are counted on links, headers included. `peer_bytes` is None when nydus-py knows no peers;
+    `trouble` is the sum over hosts.
     """
 
     scenario: str
@@ -40,6 +41,7 @@ class Outcome:
     failures: tuple[str, ...]
     driver: str
     direct_s: float | None = None
+    trouble: PeerCounts | None = None
 
     @property
     def is_right(self) -> bool:
@@ -66,12 +68,16 @@ class Case:
         return bound_without_peers_s(self.wanted_bytes, self.origin_rate, self.host_rate)
 
     def judge(
-        self, measured: Measured, counts: Sequence[MountCounts], direct_s: float | None = None
+        self,
+        measured: Measured,
+        counts: Sequence[MountCounts],
+        trouble: Sequence[PeerCounts],
+        direct_s: float | None = None,
     ) -> Outcome:
-        """Puts both together; `counts` are what the mounts of the hosts said at the end."""
+        """Puts all together; `counts` and `trouble` are what the hosts that are left said at the end."""
         least_s = self.bound_s()
         blobs = blob_bytes(measured.sent, self.image)
-        told = [count.peer_bytes for count in counts]
+        told = [count.from_peers_bytes for count in counts]
         peer_bytes = sum(count or 0 for count in told) if any(count is not None for count in told) else None
         moved = blobs + (peer_bytes or 0)
         hosts = len(self.wanted_bytes)
@@ -98,4 +104,13 @@ class Case:
             failures=measured.failures,
             driver=",".join(sorted({count.driver for count in counts})),
             direct_s=direct_s,
+            trouble=_sum(trouble),
         )
+
+
+def _sum(each: Sequence[PeerCounts]) -> PeerCounts | None:
+    if not each:
+        return None
+    return PeerCounts(
+        **{name: sum(getattr(count, name) for count in each) for name in PeerCounts.__struct_fields__}
+    )

@@ -40,6 +40,8 @@ def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
         if outcome.direct_s is not None:
             ratio = outcome.makespan_s / outcome.direct_s
             yield f"{_name(outcome)}: direct download {outcome.direct_s:.2f} s, this / direct {ratio:.3f}"
+        if outcome.trouble is not None and any(msgspec.to_builtins(outcome.trouble).values()):
+            yield f"{_name(outcome)}, {outcome.hosts} hosts: {outcome.trouble}"
         for failure in outcome.failures:
             yield f"{_name(outcome)}, {outcome.hosts} hosts: FAILED {failure}"
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tools.bench.peers import liar
 from tools.bench.peers.bed import Bed, patience_s
-from tools.bench.peers.host import PEER_PORT, Host, MountCounts
+from tools.bench.peers.host import PEER_PORT, Host
 from tools.bench.peers.node import NodeFailed
 from tools.bench.peers.outcome import Case, Outcome
-from tools.bench.peers.party import Interruption, Party
+from tools.bench.peers.party import Interruption, Measured, Party
 from tools.bench.peers.registry_node import Image
 
 ALL, NOTHING = "all", "none"
@@ -41,7 +41,7 @@ def lazy(bed: Bed, count: int, peers: bool) -> Outcome:
         touched = {chunk for done in measured.done for chunk in done.touched}
         wanted = [len(done.touched) * chunk_bytes for done in measured.done]
         case = bed.case("lazy", peers, image, len(touched) * chunk_bytes, wanted)
-        return case.judge(measured, _counts(party.hosts, image))
+        return _judge(case, party, measured, party.hosts)
 
 
 def owner_killed(bed: Bed, count: int, peers: bool) -> Outcome:
@@ -135,7 +135,7 @@ def read_all(
     measured = party.together(jobs, patience_s(case), interruption)
     victims = interruption.victims if interruption else frozenset()
     left = [host for host in hosts if host.node.name not in victims]
-    return case.judge(measured, _counts(left, case.image), direct_s)
+    return _judge(case, party, measured, left, direct_s)
 
 
 def _host_lost(bed: Bed, count: int, peers: bool, name: str, lose: Callable[[Host], object]) -> Outcome:
@@ -163,5 +163,10 @@ def _mount_only(image: Image, host: Host) -> None:
     host.run("mount", f"--driver={host.driver}", "--prefetch=none", image.reference, host.mountpoint(image))
 
 
-def _counts(hosts: Sequence[Host], image: Image) -> list[MountCounts]:
-    return [host.counts(image) for host in hosts]
+def _judge(
+    case: Case, party: Party, measured: Measured, hosts: Sequence[Host], direct_s: float | None = None
+) -> Outcome:
+    """Asks the hosts that are left."""
+    counts = [host.counts(case.image) for host in hosts]
+    trouble = [host.peer_counts() for host in hosts] if party.scheduler else []
+    return case.judge(measured, counts, trouble, direct_s)

@@ -7,10 +7,11 @@ SOURCES := rafs fuse builder backend tools tests
 
 BUILD_PACKAGES := python3-venv python3-dev gcc pkg-config libfuse3-dev fuse3
 DEMO_PACKAGES := $(BUILD_PACKAGES) docker-registry
-TEST_PACKAGES := $(DEMO_PACKAGES) skopeo umoci erofs-utils attr zstd nginx-light openssl busybox-static e2fsprogs runc xfsprogs btrfs-progs
+TEST_PACKAGES := $(DEMO_PACKAGES) skopeo umoci erofs-utils attr zstd nginx-light openssl busybox-static e2fsprogs runc xfsprogs btrfs-progs iproute2
 BENCH_PACKAGES := $(DEMO_PACKAGES) erofs-utils squashfs-tools zstd
+BENCH_PEERS_PACKAGES := $(DEMO_PACKAGES) iproute2 iptables curl
 
-.PHONY: help demo test test-all check bench bench-versions chaos fuzz fmt docs clean
+.PHONY: help demo test test-all check bench bench-versions bench-peers chaos fuzz fmt docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +21,7 @@ help:
 	@echo 'make check     formatting, linters and types only'
 	@echo 'make bench     measure against tar, mkfs.erofs, squashfs and ext4'
 	@echo 'make bench-versions  what a host fetches of an image like one that it holds'
+	@echo 'make bench-peers  many hosts on shaped links read the same image (root)'
 	@echo 'make chaos     200 SIGKILLs of the agent under verifying readers, for erofs and for fuse (5 minutes)'
 	@echo 'make fuzz      fuzz every parser (FUZZ_SECONDS=60 each)'
 	@echo 'make fmt       format and fix;  make docs: write docs/errors.md again'
@@ -43,6 +45,9 @@ bench: $(VENV)/.bench-packages $(VENV)/.installed-bench
 
 bench-versions: $(VENV)/.bench-packages $(VENV)/.installed-bench
 	$(BIN)/python -m tools.bench.versions $(BENCH_ARGS)
+
+bench-peers: $(VENV)/.bench-peers-packages $(VENV)/.installed-bench
+	$(BIN)/python -m tools.bench.peers $(BENCH_ARGS)
 
 CHAOS_ARGS ?= --kills 200 --seconds 118
 chaos: $(VENV)/.test-packages $(VENV)/.installed-test
@@ -82,6 +87,10 @@ $(VENV)/.test-packages: .ci/packages
 
 $(VENV)/.bench-packages: .ci/packages
 	@.ci/packages $(BENCH_PACKAGES)
+	@mkdir -p $(VENV) && touch $@
+
+$(VENV)/.bench-peers-packages: .ci/packages
+	@.ci/packages $(BENCH_PEERS_PACKAGES)
 	@mkdir -p $(VENV) && touch $@
 
 $(VENV)/.installed: pyproject.toml .ci/venv $(VENV)/.build-packages

@@ -4,6 +4,7 @@ import inspect
 import logging
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -53,6 +54,13 @@ def _no_fixtures() -> str | None:
     return None if fixtures_dir().is_dir() else f"no {fixtures_dir().name} fixtures; set NYDUS_FIXTURES"
 
 
+def _no_net_namespaces() -> str | None:
+    if reason := _no_root() or _missing_programs("ip", "tc", "unshare", "nsenter"):
+        return reason
+    tried = subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True, check=False)
+    return None if tried.returncode == 0 else "may not make namespaces"
+
+
 # Marker -> why this machine cannot run such a test, or None when it can.
 CAPABILITIES: dict[str, Callable[[], str | None]] = {
     "needs_root": _no_root,
@@ -63,6 +71,7 @@ CAPABILITIES: dict[str, Callable[[], str | None]] = {
     "needs_erofs_utils": lambda: _missing_programs("mkfs.erofs", "dump.erofs", "fsck.erofs"),
     "needs_erofs_mount": _no_erofs_mount,
     "needs_nginx": lambda: _missing_programs("nginx"),
+    "needs_net_namespaces": _no_net_namespaces,
     "needs_zstd": lambda: _missing_programs("zstd"),
     "needs_fixtures": _no_fixtures,
 }

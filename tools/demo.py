@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ REGISTRY_CONFIG = """\
 version: 0.1
 log: {{level: info}}
 storage: {{filesystem: {{rootdirectory: {directory}}}, maintenance: {{uploadpurging: {{enabled: false}}}}}}
-http: {{addr: "127.0.0.1:0", secret: demo}}
+http: {{addr: "{listen}", secret: demo}}
 """
 
 
@@ -88,6 +88,7 @@ def show(directory: Path, cleanup: contextlib.ExitStack) -> None:
     print(f"a tree of {entries} files and directories, {format_size(tree_size(source))}")
 
     address = cleanup.enter_context(registry(directory / "registry"))
+    print(f"docker-registry listens on {address}")
     image = f"{address}/demo/tree:v1"
     timed("built and pushed", lambda: shell.nydus("build", source, image))
 
@@ -149,18 +150,20 @@ def tree_size(source: Path) -> int:
 
 
 @contextlib.contextmanager
-def registry(directory: Path) -> Iterator[str]:
-    """Runs docker-registry on a free loopback port; yields HOST:PORT."""
+def registry(directory: Path, listen: str = "127.0.0.1:0", prefix: Sequence[str] = ()) -> Iterator[str]:
+    """Runs docker-registry, by default on a free loopback port; yields HOST:PORT.
+
+    `prefix` is a command that starts it, somewhere else for example.
+    """
     directory.mkdir()
     config = directory / "config.yml"
-    config.write_text(REGISTRY_CONFIG.format(directory=directory))
+    config.write_text(REGISTRY_CONFIG.format(directory=directory, listen=listen))
     log = directory / "log"
     with log.open("wb") as output:
-        server = subprocess.Popen(["docker-registry", "serve", config], stdout=output, stderr=output)
+        command = [*prefix, "docker-registry", "serve", str(config)]
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
-        address = wait_for_address(server, log)
-        print(f"docker-registry listens on {address}")
-        yield address
+        yield wait_for_address(server, log)
     finally:
         server.terminate()
         try:
@@ -173,7 +176,7 @@ def registry(directory: Path) -> Iterator[str]:
 def wait_for_address(server: "subprocess.Popen[bytes]", log: Path) -> str:
     """The address that the registry has written into its log."""
     while server.poll() is None:
-        if found := re.search(r"listening on (127\.0\.0\.1:\d+)", log.read_text()):
+        if found := re.search(r"listening on ([\d.]+:\d+)", log.read_text()):
             return found[1]
         time.sleep(0.02)
     raise RuntimeError(f"docker-registry did not start:\n{log.read_text()}")

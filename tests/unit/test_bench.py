@@ -17,7 +17,7 @@ from tools.bench.inputs import LARGEST_BYTES, file_sizes, tree_path, write_tree
 from tools.bench.ledger import NYDUS, Ledger
 from tools.bench.machine import describe_machine, load_now
 from tools.bench.nydus import Nydus
-from tools.bench.origin import sent_bytes
+from tools.bench.origin import sent_by_path
 from tools.bench.process import CommandFailed, memory_of, run_measured, session_members
 from tools.bench.profile import SMALL, Profile
 from tools.bench.report import Report, judge_all, text_lines
@@ -185,14 +185,14 @@ def test_report_names_what_was_not_measured_and_is_json(tmp_path: Path) -> None:
     assert msgspec.json.decode(msgspec.json.encode(report))["verdicts"][0]["met"] is None
 
 
-def test_sent_bytes_counts_the_bodies_of_get_requests() -> None:
+def test_sent_by_path_counts_the_bodies_of_get_requests() -> None:
     log = """\
 time="..." level=info msg="response completed" http.request.method=GET http.response.written=2
 127.0.0.1 - - [23/Nov/2026:22:14:41 +0000] "GET /v2/x/blobs/sha256:0 HTTP/1.1" 206 1000 "" "client/1"
 127.0.0.1 - - [23/Nov/2026:22:14:41 +0000] "GET /v2/x/manifests/v1 HTTP/1.1" 200 24 "" "client/1"
 127.0.0.1 - - [23/Nov/2026:22:14:41 +0000] "HEAD /v2/x/blobs/sha256:0 HTTP/1.1" 200 5000 "" "client/1"
 """
-    assert sent_bytes(log) == 1024
+    assert sent_by_path(log) == {"/v2/x/blobs/sha256:0": 1000, "/v2/x/manifests/v1": 24}
 
 
 def test_run_measured_returns_output_and_times() -> None:

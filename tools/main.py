@@ -95,6 +95,7 @@ VERBS = {
         "scheduler",
         "Tell the hosts of a cluster about each other, so that they give each other what they have.",
         "nydus-py scheduler --listen :8770",
+    ),
     "pki": Verb(
         "pki",
         "Make a certificate authority for the hosts of a cluster, and issue certificates.",

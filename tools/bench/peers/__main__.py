@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from backend.sizes import parse_size
 from tools.bench.peers.bed import Shape, running_bed
 from tools.bench.peers.network import MOST_HOSTS
 from tools.bench.peers.outcome import Outcome
@@ -20,7 +21,6 @@ from tools.bench.peers.scenarios import LEAST_HOSTS, PEERS_ONLY, SCENARIOS
 from tools.bench.peers.scheduler_node import peers_missing
 from tools.failure import report_failure
 from tools.output import talk
-from tools.sizes import parse_size
 
 BASELINE, PEERS, BOTH = "baseline", "peers", "both"
 WRONG = 1

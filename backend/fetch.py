@@ -122,6 +122,10 @@ class ChunkFetcher:
         )
         self._counters = peers.hub.counters
 
+    def chunks_in_order(self) -> Iterable[int]:
+        """All chunks, in the order in which it is best to fetch them when nobody waits for any."""
+        return self._peers.spread() if self._peers is not None else range(self.chunk_count)
+
     def can_verify(self, index: int) -> bool:
         """Whether this image names the chunk; others are neighbours in a blob of another image."""
         return self._decoder.can_verify(index)

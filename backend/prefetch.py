@@ -61,7 +61,8 @@ async def _fetch_span(fetcher: ChunkFetcher, span: Span, free: trio.Semaphore) -
 def plan_prefetch(
     bootstrap: Bootstrap, fetchers: Mapping[int, ChunkFetcher], mode: PrefetchMode
 ) -> Iterator[Span]:
-    """The hinted files in their order; with `ALL` then every blob from its start to its end.
+    """The hinted files in their order; with `ALL` then every blob from its start to its end, or, among
+    hosts that give to each other, piece by piece in an order of this host's own.
 
     Chunks that are ready are left out. Empty spans stand between, so that the caller can let others run.
     """
@@ -88,7 +89,7 @@ def _chunks(
                 yield ref.blob_index, ref.chunk_index
     if mode is PrefetchMode.ALL:
         for blob_index, fetcher in fetchers.items():
-            for chunk in range(fetcher.chunk_count):
+            for chunk in fetcher.chunks_in_order():
                 yield blob_index, chunk
 
 

@@ -7,6 +7,7 @@ never behind a prefetch. A cancelled request closes its connection.
 
 import enum
 import errno
+import math
 import re
 import socket
 import ssl
@@ -28,6 +29,9 @@ CONNECT_S = 0.3
 STALL_S = 0.3
 """Silence after which it is asked on a new connection whether the host is alive."""
 PROBE_S = 0.4
+PROBES = 2
+"""On a full link the first packet of a connection may be lost, and comes again after a second only."""
+HEARD_S = 1.0
 SILENCE_MAX_S = 30.0
 """A live host that sends nothing for so long will not send anything: it waits for an origin, perhaps."""
 RETRY_AFTER_S = 0.2
@@ -79,6 +83,7 @@ class PeerClient:
     def __init__(self, own_url: str = "", ssl_context: ssl.SSLContext | None = None) -> None:
         self.own_url = own_url
         self._ssl = ssl_context
+        self._heard_at: dict[str, float] = {}
         self._idle: dict[tuple[str, FetchClass], list[_Connection]] = defaultdict(list)
 
     async def fetch(
@@ -102,12 +107,26 @@ class PeerClient:
         except _Stale:
             raise PeerFailed(url, Verdict.DEAD, "hung up") from None
 
+    def heard(self, url: str) -> None:
+        """Something has arrived from a host, on whatever connection."""
+        self._heard_at[url] = trio.current_time()
+
+    def was_heard(self, url: str) -> bool:
+        """Whether a host has sent something within `HEARD_S`: it is alive, however full its link is."""
+        return trio.current_time() - self._heard_at.get(url, -math.inf) < HEARD_S
+
     async def is_alive(self, url: str) -> bool:
-        """Whether the host answers at all, on a new connection, within `PROBE_S`."""
+        """Whether the host sends anything, or answers on a new connection within `PROBE_S`; asked twice."""
+        for _ in range(PROBES):
+            if self.was_heard(url) or await self._answers(url):
+                return True
+        return self.was_heard(url)
+
+    async def _answers(self, url: str) -> bool:
         with trio.move_on_after(PROBE_S):
             try:
-                connection = await self._connect(url)
-            except PeerFailed:
+                connection = await self._open(url)
+            except (OSError, ValueError):
                 return False
             try:
                 head = await connection.ask(b"/healthy", [])
@@ -126,12 +145,20 @@ class PeerClient:
         self._idle.clear()
 
     async def _connect(self, url: str) -> "_Connection":
-        parts = urlsplit(url)
         try:
-            with trio.fail_after(CONNECT_S):
-                return await _Connection.open(url, parts.hostname or "", parts.port or 80, self._ssl)
-        except (OSError, ValueError, trio.TooSlowError) as error:
+            for _ in range(PROBES):
+                with trio.move_on_after(CONNECT_S):
+                    return await self._open(url)
+        except (OSError, ValueError) as error:
             raise PeerFailed(url, Verdict.DEAD, getattr(error, "strerror", None) or str(error)) from error
+        if self.was_heard(url):
+            raise PeerFailed(url, Verdict.BUSY, "its link is full", retry_after_s=RETRY_AFTER_S)
+        raise PeerFailed(url, Verdict.DEAD, f"no connection within {PROBES * CONNECT_S:g} s")
+
+    async def _open(self, url: str) -> "_Connection":
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port or 80
+        return await _Connection.open(url, host, port, self._ssl, self.heard)
 
     async def _exchange(
         self,
@@ -242,20 +269,33 @@ class _Connection:
     """A connection that is used for one request after the other."""
 
     def __init__(
-        self, url: str, host: str, plain: socket.socket, tls: trio.SSLStream[trio.SocketStream] | None
-    ):
+        self,
+        url: str,
+        host: str,
+        plain: socket.socket,
+        tls: trio.SSLStream[trio.SocketStream] | None,
+        told: Callable[[str], None],
+    ) -> None:
         self.url = url
         self.heard = 0
         """Grows with everything that arrives for the request at hand."""
         self.uses = 0
+        self._told = told
         self._host = host.encode()
         self._socket = plain
         self._tls = tls
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_MAX_BYTES)
 
     @classmethod
-    async def open(cls, url: str, host: str, port: int, context: ssl.SSLContext | None) -> "_Connection":
-        """Raises `OSError`."""
+    async def open(
+        cls,
+        url: str,
+        host: str,
+        port: int,
+        context: ssl.SSLContext | None,
+        told: Callable[[str], None],
+    ) -> "_Connection":
+        """`told` hears of `url` whenever something arrives. Raises `OSError`."""
         family, kind, protocol, _, address = (
             await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         )[0]
@@ -274,7 +314,7 @@ class _Connection:
                 stream = trio.SocketStream(trio.socket.from_stdlib_socket(plain))
                 tls = trio.SSLStream(stream, context, server_hostname=host)
                 await tls.do_handshake()
-            return cls(url, f"{host}:{port}", plain, tls)
+            return cls(url, f"{host}:{port}", plain, tls, told)
         except trio.BrokenResourceError as error:
             plain.close()
             raise ConnectionError(str(error.__cause__ or error)) from error
@@ -302,7 +342,11 @@ class _Connection:
             elif isinstance(event, h11.ConnectionClosed):
                 raise ConnectionResetError("hung up")
 
-    async def receive_body(self, buffer: memoryview, pace: Callable[[int], object] | None) -> None:
+    async def receive_body(
+        self,
+        buffer: memoryview,
+        pace: Callable[[int], object] | None,
+    ) -> None:
         """Fills `buffer` with the body, whose length is that of the buffer; past h11, which would copy it."""
         early = self._http.trailing_data[0]
         if len(early) > len(buffer):
@@ -347,6 +391,7 @@ class _Connection:
                 except BlockingIOError:
                     continue
         self.heard += len(data)
+        self._told(self.url)
         return data
 
     async def _receive_into(self, buffer: memoryview) -> int:
@@ -362,4 +407,5 @@ class _Connection:
                 except BlockingIOError:
                     await trio.lowlevel.wait_readable(self._socket)
         self.heard += got
+        self._told(self.url)
         return got

@@ -4,6 +4,7 @@ Concurrency: for the trio thread. Blobs are registered by each image that has th
 starts counting pieces, the last one ends it.
 """
 
+import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -83,6 +84,7 @@ class PeerHub:
         self.client = client
         self.swarm = swarm or Swarm(own.id, own.zone)
         self.counters = PeerCounters()
+        self.chance = random.Random()
         self.blobs: dict[str, PeerBlob] = {}
         self.bad_peers: list[BadPeer] = []
         self.dropped: list[str] = []

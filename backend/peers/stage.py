@@ -5,7 +5,7 @@ is cancelled its caller lands them.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import trio
 
@@ -60,6 +60,16 @@ class PeerStage:
     def is_alone(self) -> bool:
         """Whether there is nobody to ask."""
         return self._hub.swarm.is_alone
+
+    def spread(self) -> Iterator[int]:
+        """All chunks, piece by piece in an order by chance: so hosts soon have different ones to give."""
+        by_piece: dict[int, list[int]] = {}
+        for chunk in range(self._meta.count):
+            by_piece.setdefault(self._blob.presence.piece_of(chunk), []).append(chunk)
+        pieces = list(by_piece.values())
+        self._hub.chance.shuffle(pieces)
+        for chunks in pieces:
+            yield from chunks
 
     def runs(self, extents: Iterable[BlobExtent], limit_bytes: int) -> list[list[BlobExtent]]:
         """Groups extents into runs of one piece each, to be brought one by one."""

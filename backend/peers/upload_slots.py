@@ -10,7 +10,10 @@ from collections.abc import Callable
 from backend.peers.piece import PieceGrid
 from backend.peers.served import Admit, BlobRequest, Busy, Redirect
 
-SLOTS = 8
+SLOTS = 64
+"""Answers that are under way, most of them waiting for their turn or for the origin."""
+QUEUE_LONG = 6
+"""So many waiting for their turn: who asks for what somebody else has been given is sent there."""
 RETRY_AFTER_S = 0.1
 GIVEN_PIECES_MAX = 8192
 GIVEN_HOSTS_MAX = 8
@@ -24,26 +27,29 @@ class UploadSlots:
         self,
         size_of: Callable[[str], int],
         clock: Callable[[], float],
+        waiting: Callable[[], int] = lambda: 0,
         slots: int = SLOTS,
         chance: random.Random | None = None,
     ) -> None:
-        """`size_of` gives the decoded size of a blob that is served."""
+        """`size_of` gives the decoded size of a blob that is served, `waiting` who waits to be sent to."""
         self.active = 0
         self.slots = slots
         self._size_of = size_of
+        self._queue = waiting
         self._clock = clock
         self._chance = chance or random.Random()
         self._given: OrderedDict[tuple[str, int], deque[tuple[float, str]]] = OrderedDict()
 
     def admit(self, request: BlobRequest, offset: int, end: int) -> Admit | Redirect | Busy:
         """See `Admission`."""
-        if self.active < self.slots:
-            self.active += 1
-            return Admit()
-        if request.kind == "decoded":
+        is_full = self.active >= self.slots
+        if request.kind == "decoded" and (is_full or self._queue() >= QUEUE_LONG):
             others = self._holders(request, offset, end)
             if others:
                 return Redirect(self._chance.choice(others))
+        if not is_full:
+            self.active += 1
+            return Admit()
         return Busy(RETRY_AFTER_S * self._chance.uniform(0.5, 1.5))
 
     def done(self, request: BlobRequest, offset: int, end: int, sent_bytes: int) -> None:

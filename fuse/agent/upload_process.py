@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 import trio
 
-from backend.peers.served import BlobRequest, NotAvailable, ServedFile
+from backend.peers.send_turns import SendTurns
+from backend.peers.served import Admit, BlobRequest, Busy, NotAvailable, Redirect, ServedFile
 from backend.peers.served_cache import CachedFile, RequestedFile
 from backend.peers.server import serve_peers
 from backend.peers.server_counters import ServerCounters
@@ -37,7 +38,10 @@ class UploadProcess:
         self._listener = listener
         self._files: dict[str, CachedFile] = {}
         self._counters = ServerCounters()
-        self._slots = UploadSlots(lambda blob_id: self._files[blob_id].size_bytes, time.monotonic)
+        self._turns = SendTurns()
+        self._slots = UploadSlots(
+            lambda blob_id: self._files[blob_id].size_bytes, time.monotonic, lambda: len(self._turns)
+        )
         self._numbers = itertools.count(1)
         self._waiting: dict[int, _Reply] = {}
         self._sending = trio.Lock()
@@ -47,7 +51,7 @@ class UploadProcess:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._report)
             nursery.start_soon(
-                serve_peers, self._listener, self, self._slots, _pace, ServerOptions(), self._counters
+                serve_peers, self._listener, self, self, self._pace, ServerOptions(), self._counters
             )
             while (packet := await receive_packet(self._channel)) is not None:
                 await self._take(packet)
@@ -72,6 +76,18 @@ class UploadProcess:
             await self._ask("fetch", wanted, number)
 
         return RequestedFile(file, fetch)
+
+    def admit(self, request: BlobRequest, offset: int, end: int) -> Admit | Redirect | Busy:
+        """See `Admission`."""
+        return self._slots.admit(request, offset, end)
+
+    def done(self, request: BlobRequest, offset: int, end: int, sent_bytes: int) -> None:
+        """See `Admission`."""
+        self._turns.end(request)
+        self._slots.done(request, offset, end, sent_bytes)
+
+    async def _pace(self, count: int, request: BlobRequest) -> None:
+        await self._turns.take(request)
 
     async def _ask(self, do: str, question: OpenRequest | FetchRequest, number: int) -> None:
         """Asks the agent and waits for its answer. Raises `NotAvailable`."""
@@ -129,7 +145,3 @@ class _Reply:
     def __init__(self) -> None:
         self.arrived = trio.Event()
         self.why: str | None = None
-
-
-async def _pace(count: int, request: BlobRequest) -> None:
-    await trio.lowlevel.checkpoint()

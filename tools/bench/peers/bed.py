@@ -73,8 +73,12 @@ class Bed:
         return self.case(scenario, peers, self.image, size, [size] * hosts)
 
     @contextlib.contextmanager
-    def party(self, count: int, *, peers: bool) -> Iterator[Party]:
-        """`count` hosts with empty caches and running agents; with `peers` under a scheduler."""
+    def party(self, count: int, *, peers: bool, joining: int | None = None) -> Iterator[Party]:
+        """`count` hosts with empty caches; with `peers` under a scheduler.
+
+        The agents of all of them run, or of the first `joining`: who takes part may have to keep pieces for
+        others.
+        """
         self._parties += 1
         directory = self.directory / f"party-{self._parties}"
         with contextlib.ExitStack() as stack:
@@ -86,22 +90,26 @@ class Bed:
                 for number in range(1, count + 1)
             )
             party = Party(self.registry, hosts, scheduler)
-            for host in hosts:
-                self.start_agent(party, host)
-            for host in hosts:
-                host.wait_for_agent()
-            if scheduler is not None:
-                scheduler.wait_for_hosts(count)
+            first = hosts[:joining]
+            self.join(party, first, len(first))
             yield party
 
-    def start_agent(self, party: Party, host: Host) -> None:
-        """Starts the agent of a host as the party wants it; does not wait for it."""
-        options: list[str] = []
+    def join(self, party: Party, hosts: Sequence[Host], known: int) -> None:
+        """Starts the agents of `hosts`, and returns when the scheduler knows `known` hosts in all."""
+        for host in hosts:
+            host.start_agent(self._agent_options(party, host))
+        for host in hosts:
+            host.wait_for_agent()
         if party.scheduler is not None:
-            listen = f"{host.address}:{PEER_PORT}"
-            options += ["--scheduler", party.scheduler.url, "--zone", ZONE, "--peer-listen", listen]
-            options += self.shape.agent_options
-        host.start_agent(options)
+            party.scheduler.wait_for_hosts(known)
+
+    def _agent_options(self, party: Party, host: Host) -> list[str]:
+        """What an agent is told."""
+        if party.scheduler is None:
+            return []
+        listen = f"{host.address}:{PEER_PORT}"
+        options = ["--scheduler", party.scheduler.url, "--zone", ZONE, "--peer-listen", listen]
+        return [*options, *self.shape.agent_options]
 
 
 def patience_s(case: Case) -> float:

@@ -1,5 +1,6 @@
 """What one measurement says, beside the bound that it is judged by."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +16,9 @@ class Outcome:
     """One measurement. Sizes in bytes; ratios are to the bound, or to the unique bytes.
 
     `payload_ratio` is `ratio` for links whose headers carry nothing: what a perfect program would bring to 1.
-    `*_link_bytes` are counted on links, headers included. `peer_bytes` is None when nydus-py knows no peers;
-    `trouble` is the sum over hosts.
+    `*_link_bytes` are counted on links, headers included. `cpu_share` is that of `cpu_s` in all CPUs: near 1
+    the machine is measured, not the program. `peer_bytes` is None when nydus-py knows no peers; `trouble` is
+    the sum over hosts.
     """
 
     scenario: str
@@ -36,6 +38,7 @@ class Outcome:
     peer_bytes: int | None
     hosts_sent_link_bytes: int
     cpu_s: float
+    cpu_share: float
     scheduler_cpu_s: float
     wrong_bytes: int
     failures: tuple[str, ...]
@@ -99,6 +102,7 @@ class Case:
             peer_bytes=peer_bytes,
             hosts_sent_link_bytes=measured.hosts.sent_bytes,
             cpu_s=measured.cpu_s,
+            cpu_share=measured.cpu_s / max(measured.makespan_s, 0.001) / len(os.sched_getaffinity(0)),
             scheduler_cpu_s=measured.scheduler_cpu_s,
             wrong_bytes=sum(done.wrong_bytes for done in measured.done),
             failures=measured.failures,

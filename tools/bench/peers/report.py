@@ -23,6 +23,7 @@ HEAD = (
     "peers",
     "link",
     "CPU",
+    "share",
     "sched.",
     "wrong",
 )
@@ -54,7 +55,7 @@ def explanation(shape: Shape) -> Iterator[str]:
     )
     yield (
         "origin, peers: payload of blobs that they sent; links count headers, acknowledgements and "
-        "manifests. CPU: agents, servers and mount commands of all hosts, in seconds."
+        "manifests. CPU: agents, servers and mount commands of all hosts, in s and of this machine."
     )
 
 
@@ -73,6 +74,7 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
         NOTHING if outcome.peer_bytes is None else format_size(outcome.peer_bytes),
         format_size(outcome.hosts_sent_link_bytes),
         f"{outcome.cpu_s:.2f}",
+        f"{outcome.cpu_share:.0%}",
         f"{outcome.scheduler_cpu_s:.2f}" if outcome.peers else NOTHING,
         str(outcome.wrong_bytes),
     )

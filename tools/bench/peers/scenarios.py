@@ -67,31 +67,35 @@ def scheduler_killed(bed: Bed, count: int, peers: bool) -> Outcome:
 def corrupt(bed: Bed, count: int, peers: bool) -> Outcome:
     """One host has the model, marked as present, with flipped bytes; the others read it."""
     case = bed.same_for_all("corrupt", peers, count - 1)
-    with bed.party(count, peers=peers) as party:
+    with bed.party(count, peers=peers, joining=1) as party:
         holder, *others = party.hosts
         _fill(case, party, holder)
         holder.run("umount", holder.mountpoint(bed.image))
         holder.node.kill_all()
         if not holder.damage_cache():
             raise NodeFailed(node=holder.node.name, command="corrupt", why="nothing is in its cache")
-        bed.start_agent(party, holder)
-        holder.wait_for_agent()
+        if party.scheduler is not None:
+            party.scheduler.wait_for_hosts(0)
+        bed.join(party, party.hosts, count)
         _mount_only(bed.image, holder)
+        _wait_until_known(party, bed.image)
         return read_all(case, party, others)
 
 
 def lies(bed: Bed, count: int, peers: bool) -> Outcome:
     """One host has the model, and flips bytes of whatever it sends; the others read it."""
     case = bed.same_for_all("lies", peers, count - 1)
-    with bed.party(count, peers=peers) as party:
+    with bed.party(count, peers=peers, joining=1) as party:
         holder, *others = party.hosts
         _fill(case, party, holder)
+        _wait_until_known(party, bed.image)
         # Connections from outside go to the liar, its own ones to the server.
         rule = ("PREROUTING", "-p", "tcp", "--dport", PEER_PORT, "-j", "REDIRECT", "--to-ports", liar.PORT)
         holder.node.run("iptables", "-w", "-t", "nat", "-A", *rule)
         server = (holder.address, PEER_PORT)
         log = holder.directory / "liar.log"
         holder.node.start(log, sys.executable, "-m", "tools.bench.peers.liar", *server)
+        bed.join(party, others, count)
         return read_all(case, party, others)
 
 
@@ -161,6 +165,15 @@ def _fill(case: Case, party: Party, host: Host) -> None:
 
 def _mount_only(image: Image, host: Host) -> None:
     host.run("mount", f"--driver={host.driver}", "--prefetch=none", image.reference, host.mountpoint(image))
+
+
+def _wait_until_known(party: Party, image: Image) -> None:
+    """Returns when the scheduler has heard that all of the image is somewhere."""
+    if party.scheduler is not None:
+        wanted = [blob_id for blob_id, _ in image.blobs]
+        party.scheduler.wait_until(
+            f"all of {image.reference}", lambda status: all(status.has_all_of(blob_id) for blob_id in wanted)
+        )
 
 
 def _judge(

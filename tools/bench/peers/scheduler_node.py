@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,25 @@ from tools.bench.peers.node import Node, NodeFailed, started_node
 from tools.main import VERBS
 
 PORT = 8770
-UP_TIMEOUT_S = 30.0
+PATIENCE_S = 30.0
+POLL_S = 0.1
 
 
-class _Status(msgspec.Struct):
+class _Blob(msgspec.Struct):
+    blob_id: str
+    pieces: int
+    pieces_held: int
+
+
+class SchedulerStatus(msgspec.Struct):
     """The part of `scheduler status` that is of interest here."""
 
-    hosts: list[msgspec.Raw]
+    hosts: list[msgspec.Raw] = []
+    blobs: list[_Blob] = []
+
+    def has_all_of(self, blob_id: str) -> bool:
+        """Whether hosts have all pieces of a blob."""
+        return any(blob.blob_id == blob_id and 0 < blob.pieces <= blob.pieces_held for blob in self.blobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +47,25 @@ class SchedulerNode:
         """Where agents find it."""
         return f"http://{SCHEDULER_ADDRESS}:{PORT}"
 
-    def status(self) -> str:
-        """What it says of itself, as JSON. Raises `NodeFailed`."""
+    def wait_until(self, what: str, is_so: Callable[[SchedulerStatus], bool]) -> None:
+        """Returns when its status is as wanted. Raises `NodeFailed`."""
         command = self.nydus.command("scheduler", "status", "--scheduler", self.url, "--json")
-        return self.node.run(*command, environment=self.nydus.environment())
-
-    def wait_for_hosts(self, count: int) -> None:
-        """Returns when it knows `count` hosts. Raises `NodeFailed`."""
-        end = time.monotonic() + UP_TIMEOUT_S
+        end = time.monotonic() + PATIENCE_S
         said = ""
         while time.monotonic() < end:
             try:
-                said = self.status()
-                if len(msgspec.json.decode(said, type=_Status).hosts) >= count:
+                said = self.node.run(*command, environment=self.nydus.environment())
+                if is_so(msgspec.json.decode(said, type=SchedulerStatus)):
                     return
             except NodeFailed as error:
                 said = str(error)
-            time.sleep(0.1)
-        why = f"{count} hosts did not register within {UP_TIMEOUT_S:g} s: {said[-300:]}"
+            time.sleep(POLL_S)
+        why = f"not within {PATIENCE_S:g} s: {what}; {said[-300:]}"
         raise NodeFailed(node=self.node.name, command="nydus-py scheduler", why=why)
+
+    def wait_for_hosts(self, count: int) -> None:
+        """Returns when it knows `count` hosts. Raises `NodeFailed`."""
+        self.wait_until(f"{count} hosts", lambda status: len(status.hosts) == count)
 
 
 def peers_missing() -> str | None:

@@ -349,7 +349,18 @@ class ChunkFetcher:
         by_start = {flight.extent.start: flight for flight in left}
         for run in merge_runs((flight.extent for flight in left), OWNED_RUN_BYTES):
             group = [by_start[extent.start] for extent in run]
-            self._pool.nursery.start_soon(self._fetch_run, group, ticket)
+            self._pool.nursery.start_soon(self._fetch_owned, group, ticket)
+
+    async def _fetch_owned(self, flights: list[Flight], ticket: Ticket) -> None:
+        """From the origin, for others too: few at a time where that is what keeps them from coming late."""
+        try:
+            async with self._pool.owned_gate.slot(ticket):
+                began = trio.current_time()
+                await self._fetch_run(flights, ticket)
+                size_bytes = sum(flight.extent.size for flight in flights)
+                self._pool.note_owned(size_bytes, trio.current_time() - began)
+        finally:
+            self._fail(flights, FetchFailed(blob_id=self._blob.blob_id, why="the fetch was given up"))
 
     async def _fetch_run(self, flights: list[Flight], ticket: Ticket) -> None:
         """One request for neighbouring extents; lands all their flights."""

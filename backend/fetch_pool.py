@@ -13,6 +13,7 @@ import trio
 
 from backend.buffers import BufferPool
 from backend.cache import CachedBlob
+from backend.peers.origin_window import OriginWindow
 from backend.priority import PriorityGate
 
 
@@ -42,6 +43,8 @@ class FetchPool:
         self.options = options
         self.gate = PriorityGate(options.connections, options.reserved)
         self.peer_gate = PriorityGate(options.peer_connections, options.peer_reserved)
+        self.origin_window = OriginWindow()
+        self.owned_gate = PriorityGate(self.origin_window.slots + options.reserved, options.reserved)
         self.decoders = PriorityGate(options.decode_threads or len(os.sched_getaffinity(0)), 0)
         self.buffers = BufferPool()
         self._blobs: list[tuple[CachedBlob, Callable[[Collection[int]], None] | None]] = []
@@ -51,6 +54,11 @@ class FetchPool:
     def register(self, blob: CachedBlob, on_marked: Callable[[Collection[int]], None] | None = None) -> None:
         """Has `blob` flushed from now on; `on_marked` is called in a thread with the chunks of each flush."""
         self._blobs.append((blob, on_marked))
+
+    def note_owned(self, size_bytes: int, duration_s: float) -> None:
+        """The origin has sent, for others too, `size_bytes` in that time."""
+        if self.origin_window.note(size_bytes, duration_s):
+            self.owned_gate.resize(self.origin_window.slots + self.options.reserved)
 
     def note_added(self) -> None:
         """Chunks were added to some blob: a flush is due soon, or now when they are many."""

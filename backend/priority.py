@@ -67,6 +67,13 @@ class PriorityGate:
                 self._waiting.remove(ticket)
             self._admit()
 
+    def resize(self, slots: int) -> None:
+        """Another number of slots; who is in stays in. Raises `ValueError` as the constructor."""
+        if slots <= self._reserved:
+            raise ValueError("a gate needs a slot that is not reserved")
+        self._slots = slots
+        self._admit()
+
     def raise_to(self, ticket: Ticket, fetch_class: FetchClass) -> None:
         """Makes a ticket more urgent; a reserved slot may let it in at once."""
         ticket.raise_to(fetch_class)

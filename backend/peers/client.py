@@ -6,14 +6,12 @@ never behind a prefetch. A cancelled request closes its connection.
 """
 
 import enum
-import errno
 import math
 import re
 import socket
 import ssl
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
 from urllib.parse import urlsplit
@@ -22,15 +20,12 @@ import h11
 import trio
 
 from backend.contract import BackendError
+from backend.peers.reach import is_reachable, reach
 from backend.pieces import first_failure
 from backend.priority import FetchClass
 
-CONNECT_S = 0.3
 STALL_S = 0.3
 """Silence after which it is asked on a new connection whether the host is alive."""
-PROBE_S = 0.4
-PROBES = 2
-"""On a full link the first packet of a connection may be lost, and comes again after a second only."""
 HEARD_S = 1.0
 SILENCE_MAX_S = 30.0
 """A live host that sends nothing for so long will not send anything: it waits for an origin, perhaps."""
@@ -116,26 +111,8 @@ class PeerClient:
         return trio.current_time() - self._heard_at.get(url, -math.inf) < HEARD_S
 
     async def is_alive(self, url: str) -> bool:
-        """Whether the host sends anything, or answers on a new connection within `PROBE_S`; asked twice."""
-        for _ in range(PROBES):
-            if self.was_heard(url) or await self._answers(url):
-                return True
-        return self.was_heard(url)
-
-    async def _answers(self, url: str) -> bool:
-        with trio.move_on_after(PROBE_S):
-            try:
-                connection = await self._open(url)
-            except (OSError, ValueError):
-                return False
-            try:
-                head = await connection.ask(b"/healthy", [])
-            except (OSError, h11.ProtocolError, _Stale):
-                return False
-            finally:
-                connection.close()
-            return head.status_code == 200
-        return False
+        """Whether the host has sent something a moment ago, or can be connected to."""
+        return self.was_heard(url) or await is_reachable(*_place(url))
 
     def close(self) -> None:
         """Closes idle connections."""
@@ -146,19 +123,12 @@ class PeerClient:
 
     async def _connect(self, url: str) -> "_Connection":
         try:
-            for _ in range(PROBES):
-                with trio.move_on_after(CONNECT_S):
-                    return await self._open(url)
+            return await _Connection.open(url, self._ssl, self.heard)
         except (OSError, ValueError) as error:
+            if self.was_heard(url) and not isinstance(error, ConnectionRefusedError):
+                why = "its link is full"
+                raise PeerFailed(url, Verdict.BUSY, why, retry_after_s=RETRY_AFTER_S) from error
             raise PeerFailed(url, Verdict.DEAD, getattr(error, "strerror", None) or str(error)) from error
-        if self.was_heard(url):
-            raise PeerFailed(url, Verdict.BUSY, "its link is full", retry_after_s=RETRY_AFTER_S)
-        raise PeerFailed(url, Verdict.DEAD, f"no connection within {PROBES * CONNECT_S:g} s")
-
-    async def _open(self, url: str) -> "_Connection":
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port or 80
-        return await _Connection.open(url, host, port, self._ssl, self.heard)
 
     async def _exchange(
         self,
@@ -233,6 +203,12 @@ class PeerClient:
         raise PeerFailed(url, verdict, f"status {head.status_code}")
 
 
+def _place(url: str) -> tuple[str, int]:
+    """Host and port. Raises `ValueError`."""
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or 80
+
+
 def _retry_after_s(headers: dict[bytes, bytes]) -> float:
     try:
         return int(headers.get(b"nydus-retry-after-ms", b"")) / 1000
@@ -288,39 +264,24 @@ class _Connection:
 
     @classmethod
     async def open(
-        cls,
-        url: str,
-        host: str,
-        port: int,
-        context: ssl.SSLContext | None,
-        told: Callable[[str], None],
+        cls, url: str, context: ssl.SSLContext | None, told: Callable[[str], None]
     ) -> "_Connection":
-        """`told` hears of `url` whenever something arrives. Raises `OSError`."""
-        family, kind, protocol, _, address = (
-            await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        )[0]
-        plain = socket.socket(family, kind, protocol)
+        """`told` hears of `url` whenever something arrives. Raises `OSError`, `ValueError`."""
+        host, port = _place(url)
+        plain = await reach(host, port)
+        tls = None
         try:
-            plain.setblocking(False)
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with suppress(BlockingIOError):
-                plain.connect(address)
-            await trio.lowlevel.wait_writable(plain)
-            code = plain.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if code:
-                raise OSError(code, errno.errorcode.get(code, ""))
-            tls = None
             if context is not None:
                 stream = trio.SocketStream(trio.socket.from_stdlib_socket(plain))
                 tls = trio.SSLStream(stream, context, server_hostname=host)
                 await tls.do_handshake()
-            return cls(url, f"{host}:{port}", plain, tls, told)
         except trio.BrokenResourceError as error:
             plain.close()
             raise ConnectionError(str(error.__cause__ or error)) from error
         except BaseException:
             plain.close()
             raise
+        return cls(url, f"{host}:{port}", plain, tls, told)
 
     async def ask(self, target: bytes, headers: list[tuple[bytes, bytes]]) -> h11.Response:
         """Sends a GET and gives the head of the answer. Raises `OSError`, `h11.ProtocolError`."""

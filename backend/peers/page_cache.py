@@ -23,7 +23,6 @@ def is_cached(descriptor: int, offset: int, end: int) -> bool:
     try:
         for position in range(offset, end, PROBE_STEP_BYTES):
             os.preadv(descriptor, (byte,), position, os.RWF_NOWAIT)
-        os.preadv(descriptor, (byte,), end - 1, os.RWF_NOWAIT)
     except OSError as error:
         return _is_memory(error)
     return True

@@ -64,8 +64,11 @@ class PageCache:
 
     async def fill(self, descriptor: int, buffer: memoryview, offset: int) -> None:
         """Reads into `buffer`, in a thread unless it is in memory. Raises `EOFError` where the file ends."""
-        if read_cached(descriptor, buffer, offset):
-            return
+        if not read_cached(descriptor, buffer, offset):
+            await self.read(descriptor, buffer, offset)
+
+    async def read(self, descriptor: int, buffer: memoryview, offset: int) -> None:
+        """Reads into `buffer` in a thread. Raises `EOFError` where the file ends. A checkpoint."""
         self._counters.cold_reads += 1
         await trio.to_thread.run_sync(_fill, descriptor, buffer, offset, limiter=self._limiter)
 

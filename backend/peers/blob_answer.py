@@ -40,7 +40,7 @@ async def answer_blob(
     file = await _open(request, site)
     etag = b'"sha256:%s"' % request.blob_id.encode()
     if _matches(asked.headers.get(b"if-none-match"), etag):
-        await transport.send(heads.answer(304, [(b"etag", etag)], 0))
+        await transport.send(heads.answer(304, [(b"etag", etag)]))
         return
     ranges = _wanted(asked, file.size_bytes, etag, site.options.ranges_max)
     status, headers, body = _plan(ranges, file.size_bytes)
@@ -53,7 +53,7 @@ async def answer_blob(
         headers.append((b"docker-content-digest", b"sha256:%s" % request.blob_id.encode()))
     _check_presence(file, request, body)
     if asked.method == "HEAD" or not body.spans:
-        await transport.send(heads.answer(status, headers, 0))
+        await transport.send(heads.answer(status, headers))
         return
     offset, end = body.spans[0].offset, body.spans[-1].end
     _ask_admission(request, offset, end, site)
@@ -61,7 +61,7 @@ async def answer_blob(
     try:
         with all_asked_for(file, body.spans, site.nursery):
             await _wait_for_first_byte(file, body, transport, site)
-            await sender.send(heads.answer(status, headers, body.length), body)
+            await sender.send(heads.answer(status, headers), body)
     finally:
         site.admission.done(request, offset, end, sender.sent_bytes)
 

@@ -8,6 +8,7 @@ the bytes were read, and the connection reset when they are not to be trusted.
 """
 
 from backend.peers.arrival import wait_for_bytes
+from backend.peers.page_cache import read_cached
 from backend.peers.ranges import Body, Span, slices
 from backend.peers.refusal import Dropped, Refusal
 from backend.peers.served import BlobRequest, ServedFile
@@ -60,6 +61,7 @@ class BodySender:
         buffer = memoryview(bytearray(length))
         buffer[: len(head)] = head
         begin, place, unsent = 0, len(head), 0
+        descriptor = self._file.descriptor
         for offset, end, lead in batch:
             if self._file.ready_until(offset, end) < end:
                 await self._transport.send(buffer[begin:place])
@@ -69,7 +71,8 @@ class BodySender:
             start = place + len(lead)
             buffer[place:start] = lead
             place = start + end - offset
-            await self._read(buffer[start:place], offset)
+            if not read_cached(descriptor, buffer[start:place], offset):
+                await self._read(buffer[start:place], offset)
             self._check_present(offset, end)
             unsent += end - offset
         buffer[place:] = tail
@@ -78,7 +81,7 @@ class BodySender:
 
     async def _read(self, buffer: memoryview, offset: int) -> None:
         try:
-            await self._site.pages.fill(self._file.descriptor, buffer, offset)
+            await self._site.pages.read(self._file.descriptor, buffer, offset)
         except EOFError:
             raise Dropped(Refusal.TORN) from None  # the file is shorter than it was
 

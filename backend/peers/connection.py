@@ -70,15 +70,14 @@ async def _send_short(
     shown = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *headers]
     if asked is not None and asked.method == "HEAD":
         body = b""
-    await transport.send(heads.answer(status, shown, len(body)) + body)
+    await transport.send(heads.answer(status, shown) + body)
 
 
 async def _end(dropped: Dropped, transport: Transport, heads: Heads) -> None:
     answer = dropped.answer
     if answer is not None:
-        headers = ((b"connection", b"close"), *answer.headers)
         try:
-            await _send_short(None, answer.status, answer.text, headers, transport, heads)
+            await _send_short(None, answer.status, answer.text, answer.headers, transport, heads)
         except Dropped:
             return
         await transport.close(listen=True)

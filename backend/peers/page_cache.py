@@ -23,7 +23,6 @@ def is_cached(descriptor: int, offset: int, end: int) -> bool:
     try:
         for position in range(offset, end, PROBE_STEP_BYTES):
             os.preadv(descriptor, (byte,), position, os.RWF_NOWAIT)
-        os.preadv(descriptor, (byte,), end - 1, os.RWF_NOWAIT)
     except OSError as error:
         return _is_memory(error)
     return True
@@ -65,8 +64,11 @@ class PageCache:
 
     async def fill(self, descriptor: int, buffer: memoryview, offset: int) -> None:
         """Reads into `buffer`, in a thread unless it is in memory. Raises `EOFError` where the file ends."""
-        if read_cached(descriptor, buffer, offset):
-            return
+        if not read_cached(descriptor, buffer, offset):
+            await self.read(descriptor, buffer, offset)
+
+    async def read(self, descriptor: int, buffer: memoryview, offset: int) -> None:
+        """Reads into `buffer` in a thread. Raises `EOFError` where the file ends. A checkpoint."""
         self._counters.cold_reads += 1
         await trio.to_thread.run_sync(_fill, descriptor, buffer, offset, limiter=self._limiter)
 

@@ -282,6 +282,12 @@ async def test_a_file_that_is_not_in_memory(whole: tuple[FillingFile, bytes]) ->
             assert (await client.get(DECODED, f"Range: bytes={wanted}")).body == body
 
 
+async def test_an_upgrade_is_not_taken_and_the_request_answered(whole: tuple[FillingFile, bytes]) -> None:
+    file, content = whole
+    async with serving(file) as server:
+        assert await curl("--http2", server.url(DECODED), server.url(DECODED)) == content * 2
+
+
 # ---- presence and arrival
 
 

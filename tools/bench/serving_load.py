@@ -4,6 +4,7 @@ One thread a connection, one request after the other. recv(2) with MSG_TRUNC on 
 """
 
 import random
+import re
 import socket
 import threading
 import time
@@ -15,6 +16,9 @@ HEAD_MAX_BYTES = 4096
 DISCARD_BYTES = 1 << 20
 MIB = 1 << 20
 KIB = 1 << 10
+CHECKED = 4
+LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+RANGE = re.compile(rb"[=,](\d+)-(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +78,8 @@ def run_load(port: int, scene: Scene, requests: Sequence[bytes], seconds: float)
 
 
 def _discard(sock: socket.socket, scratch: bytearray) -> None:
-    head, left = _read_head(sock)
-    if not head.startswith(b"HTTP/1.1 206"):
-        raise ValueError(head[:80])
+    _, length, begun = _read_head(sock)
+    left = length - len(begun)
     while left:
         count = sock.recv_into(scratch, min(left, len(scratch)), socket.MSG_TRUNC | socket.MSG_WAITALL)
         if count == 0:
@@ -84,8 +87,8 @@ def _discard(sock: socket.socket, scratch: bytearray) -> None:
         left -= count
 
 
-def _read_head(sock: socket.socket) -> tuple[bytes, int]:
-    """The head of an answer, and how much of its body is still to come."""
+def _read_head(sock: socket.socket) -> tuple[bytes, int, bytes]:
+    """The head of an answer, the length of its body, and what has come of that with it."""
     data = b""
     while b"\r\n\r\n" not in data:
         more = sock.recv(HEAD_MAX_BYTES)
@@ -93,47 +96,24 @@ def _read_head(sock: socket.socket) -> tuple[bytes, int]:
             raise ConnectionError("closed in the middle of a head")
         data += more
     head, _, body = data.partition(b"\r\n\r\n")
-    length = next(
-        int(line.partition(b":")[2])
-        for line in head.split(b"\r\n")
-        if line.lower().startswith(b"content-length:")
-    )
-    return head, length - len(body)
+    length = LENGTH.search(head)
+    if length is None or not head.startswith(b"HTTP/1.1 206"):
+        raise ValueError(head[:80])
+    return head, int(length[1]), body
 
 
 def check_answers(port: int, scene: Scene, requests: Sequence[bytes], file: Path) -> None:
-    """Asks a few times and compares every byte of every range. Raises `ValueError`."""
+    """Asks a few times and looks for every range in the answer. Raises `ValueError`."""
     content = file.read_bytes()
     with socket.create_connection(("127.0.0.1", port)) as sock:
-        for request in requests[:4]:
+        for request in requests[:CHECKED]:
             sock.sendall(request)
-            body = _read_body(sock)
-            wanted = [
-                content[int(first) : int(last) + 1]
-                for first, _, last in (
-                    each.partition(b"-")
-                    for each in request.partition(b"bytes=")[2].partition(b"\r\n")[0].split(b",")
-                )
-            ]
-            if scene.adjacent and body == b"".join(wanted):
-                continue
-            if any(part not in body for part in wanted):
-                raise ValueError(f"{scene.name}: wrong bytes")
-
-
-def _read_body(sock: socket.socket) -> bytes:
-    data = b""
-    while b"\r\n\r\n" not in data:
-        data += sock.recv(1)
-    length = next(
-        int(line.partition(b":")[2])
-        for line in data.split(b"\r\n")
-        if line.lower().startswith(b"content-length:")
-    )
-    body = b""
-    while len(body) < length:
-        more = sock.recv(length - len(body))
-        if not more:
-            raise ValueError("closed in the middle of a body")
-        body += more
-    return body
+            _, length, body = _read_head(sock)
+            while len(body) < length and (more := sock.recv(length - len(body))):
+                body += more
+            place = 0
+            for first, last in RANGE.findall(request):
+                wanted = content[int(first) : int(last) + 1]
+                place = body.find(wanted, place) + len(wanted)
+                if place < len(wanted):
+                    raise ValueError(f"{scene.name}: wrong bytes")

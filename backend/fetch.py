@@ -122,6 +122,11 @@ class ChunkFetcher:
         )
         self._counters = peers.hub.counters
 
+    @property
+    def asks_peers(self) -> bool:
+        """Whether there are other hosts to ask."""
+        return self._asked_peers() is not None
+
     def chunks_in_order(self) -> Iterable[int]:
         """All chunks, in the order in which it is best to fetch them when nobody waits for any."""
         return self._peers.spread() if self._peers is not None else range(self.chunk_count)
@@ -180,6 +185,10 @@ class ChunkFetcher:
         if not flights:
             await trio.lowlevel.checkpoint()
         return unstored
+
+    def is_arriving(self, index: int) -> bool:
+        """Whether chunk `index` is being fetched, for this image or another one with the blob."""
+        return self._extents.of(index).chunks.start in self.cached.arriving
 
     def begin(self, chunks: Sequence[int], fetch_class: FetchClass) -> None:
         """Starts fetching the missing ones of `chunks` and waits for nothing. Free of checkpoints."""

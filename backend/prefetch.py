@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 SPAN_CHUNKS = 512
 SPAN_DECODED_BYTES = 16 << 20
 SPANS_AT_ONCE = 2
+SPANS_AMONG_PEERS = 8
+"""Some pieces are with others already, some not yet: of many, some can always be had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,8 @@ async def prefetch(bootstrap: Bootstrap, fetchers: Mapping[int, ChunkFetcher], m
     """Runs until everything that `mode` names was fetched; gives up, with a WARNING, at the first failure."""
     if mode is PrefetchMode.NONE:
         return
-    free = trio.Semaphore(SPANS_AT_ONCE)
+    among_peers = any(fetcher.asks_peers for fetcher in fetchers.values())
+    free = trio.Semaphore(SPANS_AMONG_PEERS if among_peers else SPANS_AT_ONCE)
     try:
         async with trio.open_nursery() as nursery:
             for span in plan_prefetch(bootstrap, fetchers, mode):

@@ -19,12 +19,26 @@ HEDGE_UNKNOWN_S = 1.0
 class PeerHealth:
     """One other host: whether to ask it now, and how fast it was."""
 
-    __slots__ = ("_bans", "_failures", "banned_until", "busy_until", "dead_until", "in_flight", "rate")
+    __slots__ = (
+        "_bans",
+        "_failures",
+        "banned_until",
+        "busy_until",
+        "dead_until",
+        "errands",
+        "in_flight",
+        "rate",
+        "requests",
+    )
 
     def __init__(self) -> None:
         self.dead_until = self.busy_until = self.banned_until = 0.0
         self.in_flight = 0
         """Bytes that are asked for and not yet here."""
+        self.requests = 0
+        """Requests that are under way for what it was known to have."""
+        self.errands = 0
+        """Requests that are under way for what it is to bring from the origin."""
         self.rate = 0.0
         """Bytes per second of all requests together, smoothed; 0 when unknown."""
         self._failures = self._bans = 0

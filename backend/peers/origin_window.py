@@ -5,9 +5,9 @@ gets everything late; on a fast link with a long way, few requests leave it empt
 long they take.
 """
 
-SLOTS_MIN = 2
+SLOTS_MIN = 1
 SLOTS_MAX = 12
-SLOTS_FIRST = 4
+SLOTS_FIRST = 1
 SLOW_S = 0.5
 """Longer than this a MiB takes only where the link is the limit."""
 FAST_S = 0.25

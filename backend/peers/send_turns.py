@@ -11,7 +11,7 @@ import trio
 from backend.peers.served import BlobRequest
 from backend.priority import FetchClass, Ticket
 
-TURNS = 3
+TURNS = 4
 """Enough to keep a link busy while one of them waits for its client or its disk."""
 
 

@@ -68,8 +68,8 @@ class RequestedFile:
         return self._file.ready_until(offset, end)
 
     def is_arriving(self, offset: int, end: int) -> bool:
-        """See `ServedFile`. What is on its way to a host that is no owner others get from where it comes."""
-        return False
+        """See `ServedFile`. Only the agent knows: it is asked, and says no then."""
+        return True
 
     async def wait_ready(self, offset: int, end: int) -> int:
         """See `ServedFile`."""

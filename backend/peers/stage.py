@@ -62,14 +62,19 @@ class PeerStage:
         return self._hub.swarm.is_alone
 
     def spread(self) -> Iterator[int]:
-        """All chunks, piece by piece in an order by chance: so hosts soon have different ones to give."""
+        """All chunks, piece by piece: first those that this host owns, then the others in an order by chance.
+
+        So hosts soon have different ones to give.
+        """
         by_piece: dict[int, list[int]] = {}
         for chunk in range(self._meta.count):
             by_piece.setdefault(self._blob.presence.piece_of(chunk), []).append(chunk)
-        pieces = list(by_piece.values())
+        pieces = list(by_piece)
         self._hub.chance.shuffle(pieces)
-        for chunks in pieces:
-            yield from chunks
+        now, swarm = trio.current_time(), self._hub.swarm
+        pieces.sort(key=lambda piece: not swarm.is_owner(self._blob.blob_id, piece, now))
+        for piece in pieces:
+            yield from by_piece[piece]
 
     def runs(self, extents: Iterable[BlobExtent], limit_bytes: int) -> list[list[BlobExtent]]:
         """Groups extents into runs of one piece each, to be brought one by one."""
@@ -88,7 +93,14 @@ class PeerStage:
         busy_since = trio.current_time()
         while left:
             now = trio.current_time()
-            choice = hub.swarm.choose(self._blob.blob_id, piece, size_bytes, now, tried)
+            choice = hub.swarm.choose(
+                self._blob.blob_id,
+                piece,
+                size_bytes,
+                now,
+                tried,
+                is_urgent=ticket.fetch_class is FetchClass.ON_DEMAND,
+            )
             if isinstance(choice, AskOrigin):
                 hub.counters.degraded += bool(tried) or not choice.is_owner
                 return left
@@ -96,10 +108,11 @@ class PeerStage:
                 if now - busy_since > BUSY_MAX_S:
                     hub.counters.degraded += 1
                     return left
-                await trio.sleep(min(max(choice.delay_s, PAUSE_MIN_S), PAUSE_MAX_S))
+                await hub.pause(min(max(choice.delay_s, PAUSE_MIN_S), PAUSE_MAX_S))
                 continue
             before = len(left)
-            left = await self._ask(choice, left, ticket, piece, tried)
+            with hub.asking(choice):
+                left = await self._ask(choice, left, ticket, piece, tried)
             if len(left) < before:
                 busy_since = trio.current_time()
         return []
@@ -244,20 +257,23 @@ class PeerStage:
     def _note_failure(self, choice: AskPeer, error: PeerFailed, piece: int, tried: set[str]) -> None:
         hub, host, now = self._hub, choice.host, trio.current_time()
         swarm, health = hub.swarm, hub.swarm.health_of(choice.host.id)
-        log.debug("%s", error)
         if error.verdict is Verdict.BUSY:
             hub.counters.busy_answers += 1
             health.note_busy(now, error.retry_after_s)
         elif error.verdict is Verdict.MOVED:
             other = swarm.host_at(error.location)
-            swarm.note_absent(self._blob.blob_id, host.id, piece)
-            tried.add(host.id)
-            if other is not None and other.id not in tried:
-                swarm.note_holder(self._blob.blob_id, other.id, piece, self._blob.presence.grid.count)
+            if other is not None and other.id not in tried and other.id != hub.own.id:
+                count = self._blob.presence.grid.count
+                swarm.note_absent(self._blob.blob_id, host.id, piece)
+                swarm.note_holder(self._blob.blob_id, other.id, piece, count)
+            else:
+                health.note_busy(now, PAUSE_MIN_S)
         elif error.verdict is Verdict.ABSENT:
             swarm.note_absent(self._blob.blob_id, host.id, piece)
             if choice.is_owner:
                 tried.add(host.id)
+            else:
+                health.note_busy(now, PAUSE_MIN_S)
         else:
             hub.counters.dead_peers += 1
             health.note_dead(now)

@@ -19,6 +19,13 @@ OWNER_TRIES = 3
 FAR_FACTOR = 2.0
 """A host of another zone is asked when it promises to be this much faster."""
 PIECES_MAX = 1 << 16
+REQUESTS_MAX = 12
+REQUESTS_OF_PEER = range(2, 7)
+"""What nobody waits for is asked of a host so many times at once, the fewer the more hosts there are: what
+one cannot send soon another one may have by then."""
+ERRANDS_MAX = 4
+"""Requests to owners, of all together, that nobody waits for: they last, and keep others from being made."""
+FULL_PAUSE_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +130,19 @@ class Swarm:
         return True
 
     def choose(
-        self, blob_id: str, piece: int, size_bytes: int, now: float, tried: Collection[str] = ()
+        self,
+        blob_id: str,
+        piece: int,
+        size_bytes: int,
+        now: float,
+        tried: Collection[str] = (),
+        *,
+        is_urgent: bool = True,
     ) -> Choice:
-        """Whom to ask for `size_bytes` of a piece; `tried` were asked for it before, in vain."""
+        """Whom to ask for `size_bytes` of a piece; `tried` were asked for it before, in vain.
+
+        What is not urgent waits while those who have it are busy with other requests of this host.
+        """
         if self.is_alone:
             return AskOrigin(is_owner=True)
         holders = [
@@ -134,11 +151,22 @@ class Swarm:
             if piece < pieces.count and piece in pieces and name not in tried and self._is_usable(name, now)
         ]
         free = [name for name in holders if self.health_of(name).is_free(now)]
+        if free and not is_urgent:
+            limit = self._requests_max()
+            free = [name for name in free if self.health_of(name).requests < limit]
+            if not free:
+                return Pause(FULL_PAUSE_S)
         if free:
             return AskPeer(self.members[self._best(free, size_bytes)])
         if holders:
             return Pause(min(self.health_of(name).busy_until for name in holders) - now)
-        return self._owner(blob_id, piece, now, tried)
+        choice = self._owner(blob_id, piece, now, tried)
+        if isinstance(choice, AskPeer) and not is_urgent:
+            # Most of what nobody has yet comes without being asked for: its owner wants it, too.
+            errands = sum(health.errands for health in self.health.values())
+            if errands >= ERRANDS_MAX:
+                return Pause(FULL_PAUSE_S)
+        return choice
 
     def other_holder(
         self, blob_id: str, piece: int, size_bytes: int, now: float, but: Collection[str]
@@ -162,6 +190,10 @@ class Swarm:
                     return Pause(health.busy_until - now)
                 return AskPeer(self.members[name], is_owner=True)
         return AskOrigin(is_owner=False)
+
+    def _requests_max(self) -> int:
+        wanted = REQUESTS_MAX // max(1, len(self.members) - 1)
+        return min(max(wanted, REQUESTS_OF_PEER.start), REQUESTS_OF_PEER.stop - 1)
 
     def _is_usable(self, name: str, now: float) -> bool:
         if name not in self.members or name in self._banned or name == self.own_id:

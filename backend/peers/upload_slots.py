@@ -12,7 +12,7 @@ from backend.peers.served import Admit, BlobRequest, Busy, Redirect
 
 SLOTS = 64
 """Answers that are under way, most of them waiting for their turn or for the origin."""
-QUEUE_LONG = 6
+QUEUE_LONG = 2
 """So many waiting for their turn: who asks for what somebody else has been given is sent there."""
 RETRY_AFTER_S = 0.1
 GIVEN_PIECES_MAX = 8192

@@ -72,7 +72,9 @@ class UploadProcess:
 
         async def fetch(offset: int, end: int) -> None:
             number = next(self._numbers)
-            wanted = FetchRequest(number, request.blob_id, offset, end, int(request.fetch_class))
+            wanted = FetchRequest(
+                number, request.blob_id, offset, end, int(request.fetch_class), request.may_fetch
+            )
             await self._ask("fetch", wanted, number)
 
         return RequestedFile(file, fetch)

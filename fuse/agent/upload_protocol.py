@@ -24,13 +24,17 @@ class OpenRequest(msgspec.Struct, frozen=True):
 
 
 class FetchRequest(msgspec.Struct, frozen=True):
-    """Another host waits for bytes `offset` to `end` of a decoded file; the first of them are enough."""
+    """Another host waits for bytes `offset` to `end` of a decoded file; the first of them are enough.
+
+    `may_fetch`: it believes that this host is an owner; otherwise only what is on its way is waited for.
+    """
 
     number: int
     blob_id: str
     offset: int
     end: int
     fetch_class: int
+    may_fetch: bool
 
 
 class Failure(msgspec.Struct, frozen=True):

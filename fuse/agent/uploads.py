@@ -164,12 +164,13 @@ class Uploads:
         missing = [chunk for chunk in chunks if not fetcher.cached.is_ready(chunk)]
         if not missing:
             return
-        piece = blob.presence.piece_of(missing[0])
-        if not self._hub.swarm.is_owner(wanted.blob_id, piece, trio.current_time()):
-            raise NotServed(blob_id=wanted.blob_id[:12], why="another host is its owner")
         # Not as if it was read here: nothing around it is wanted.
         fetch_class = max(FetchClass(wanted.fetch_class), FetchClass.READAHEAD)
-        fetcher.begin(missing, fetch_class)
+        piece = blob.presence.piece_of(missing[0])
+        if wanted.may_fetch and self._hub.swarm.is_owner(wanted.blob_id, piece, trio.current_time()):
+            fetcher.begin(missing, fetch_class)
+        elif not fetcher.is_arriving(missing[0]):
+            raise NotServed(blob_id=wanted.blob_id[:12], why="it is not here, and another host its owner")
         if await fetcher.ensure_chunks(missing[:1], fetch_class):
             raise NotServed(blob_id=wanted.blob_id[:12], why="the disk of this host is full")
 

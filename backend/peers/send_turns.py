@@ -22,9 +22,14 @@ class SendTurns:
         self._free = turns
         self._sending: set[int] = set()
         self._waiting: dict[int, Ticket] = {}
+        self._given: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def expect(self, request: BlobRequest, given: int) -> None:
+        """A request has begun; what was `given` to fewer hosts before goes first, within its class."""
+        self._given[id(request)] = given
 
     async def take(self, request: BlobRequest) -> None:
         """Waits for the turn of a request that has none yet. A checkpoint."""
@@ -32,7 +37,7 @@ class SendTurns:
         if key in self._sending:
             await trio.lowlevel.checkpoint()
             return
-        ticket = self._waiting[key] = Ticket(max(request.fetch_class, FetchClass.ON_DEMAND))
+        ticket = self._waiting[key] = Ticket(request.fetch_class)
         self._admit()
         try:
             await ticket.admitted.wait()
@@ -44,6 +49,7 @@ class SendTurns:
         """The request is over, whether it had a turn or not."""
         key = id(request)
         self._waiting.pop(key, None)
+        self._given.pop(key, None)
         if key in self._sending:
             self._sending.remove(key)
             self._free += 1
@@ -51,8 +57,12 @@ class SendTurns:
 
     def _admit(self) -> None:
         while self._free and self._waiting:
-            key = min(self._waiting, key=lambda key: self._waiting[key].rank)
+            key = min(self._waiting, key=self._order)
             ticket = self._waiting.pop(key)
             self._sending.add(key)
             self._free -= 1
             ticket.admitted.set()
+
+    def _order(self, key: int) -> tuple[FetchClass, int, tuple[FetchClass, int]]:
+        ticket = self._waiting[key]
+        return ticket.fetch_class, self._given.get(key, 0), ticket.rank

@@ -2,8 +2,9 @@
 
 Every host ranks all hosts by a hash of host and piece (Thaler and Ravishankar, 1998), and all come to the
 same order without a word. No host is first for more pieces of a blob than its share (Mirrokni and others,
-2018): who has it already comes second. Otherwise, of few pieces, some hosts would own twice as many as others,
-and everybody would wait for them. When a host leaves, what it was first for moves, and a little of the rest.
+2018): who has it already comes second. Otherwise, of few pieces, some hosts would own twice as many as
+others, and everybody would wait for them. When a host leaves, what it was first for moves, and a little of
+the rest.
 
 Among many hosts it is done for blocks of pieces: the best `CANDIDATES` of all hosts share a block. A host is
 as likely as any other to be among them.

@@ -78,7 +78,7 @@ class PieceQueue:
             self.release(wanted.choice)
 
     def dispatch(self) -> None:
-        """Decides what can be decided now: to be called when a request has ended, or others have something."""
+        """Decides what can be decided now; for when a request has ended, or others have got something."""
         now = self._clock()
         sample = self._waiting
         if len(sample) > SAMPLED:

@@ -31,7 +31,7 @@ BOOTSTRAP_ANNOTATION = "containerd.io/snapshot/nydus-bootstrap"
 FS_VERSION_ANNOTATION = "containerd.io/snapshot/nydus-fs-version"
 REFERENCE_BLOBS_ANNOTATION = "containerd.io/snapshot/nydus-reference-blob-ids"
 SOURCE_LAYER_ANNOTATION = "containerd.io/snapshot/nydus-ref"
-"""At a blob that is only an index into a layer of an ordinary image: that layer's digest."""
+"""At a blob that is only the chunk table of a layer of an ordinary image: that layer's digest."""
 REF_NAME_ANNOTATION = "org.opencontainers.image.ref.name"
 
 FS_VERSION = "6"
@@ -139,10 +139,19 @@ class ImageIndex(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class NydusLayers(msgspec.Struct, frozen=True):
-    """The layers of a Nydus image: data blobs in the order of the blob table, and the bootstrap."""
+    """The layers of a Nydus image: data blobs in the order of the blob table, and the bootstrap.
+
+    `tables` are the chunk tables of gzip layers. Other Nydus tools leave those layers themselves out of
+    `blobs`: they are in the repository because of the image that they are from.
+    """
 
     blobs: tuple[Descriptor, ...]
     bootstrap: Descriptor
+    tables: tuple[Descriptor, ...] = ()
+
+    def sizes(self) -> dict[str, int]:
+        """Sizes in bytes of all blobs that the manifest names, by their ID."""
+        return {blob.hex: blob.size_bytes for blob in (*self.blobs, *self.tables)}
 
 
 class _RootFs(msgspec.Struct, frozen=True):
@@ -248,12 +257,30 @@ def nydus_layers(manifest: ImageManifest, where: str) -> NydusLayers:
         raise UnsupportedImage(where=where, why=f"RAFS version {shown(version)}; only version 6 can be read")
     if bootstrap.media_type not in (LAYER_GZIP, DOCKER_LAYER_GZIP):
         raise UnsupportedImage(where=where, why=f"a bootstrap layer of type {shown(bootstrap.media_type)}")
-    blobs = tuple(
+    blobs = [
         layer
         for layer in manifest.layers
         if layer.media_type == NYDUS_BLOB or layer.is_marked(BLOB_ANNOTATION)
-    )
-    return NydusLayers(blobs, bootstrap)
+    ]
+    tables = tuple(blob for blob in blobs if SOURCE_LAYER_ANNOTATION in blob.annotations)
+    data = tuple(blob for blob in blobs if SOURCE_LAYER_ANNOTATION not in blob.annotations)
+    return NydusLayers(data, bootstrap, tables)
+
+
+def layers_left_out(manifest: ImageManifest, where: str) -> tuple[str, ...]:
+    """Digests of gzip layers whose chunk tables a manifest names, and not themselves.
+
+    Raises `ManifestBroken` for an annotation that is no digest.
+    """
+    sources = [layer.annotations.get(SOURCE_LAYER_ANNOTATION) for layer in manifest.layers]
+    wanted = dict.fromkeys(source for source in sources if source is not None)
+    for digest in wanted:
+        if not is_digest(digest):
+            raise ManifestBroken(
+                where=where, why=f"{SOURCE_LAYER_ANNOTATION}: '{shown(digest)}' is no digest"
+            )
+    named = {layer.digest for layer in manifest.layers}
+    return tuple(digest for digest in wanted if digest not in named)
 
 
 def _describe(manifest: ImageManifest) -> str:
@@ -284,9 +311,15 @@ def is_nydus_entry(entry: Descriptor) -> bool:
     return entry.artifact_type == NYDUS_ARTIFACT or NYDUS_OS_FEATURE in features
 
 
-def blob_descriptor(blob_id: str, size_bytes: int) -> Descriptor:
-    """The layer of one data blob, whose ID is its SHA-256."""
-    return Descriptor(NYDUS_BLOB, f"sha256:{blob_id}", size_bytes, {BLOB_ANNOTATION: "true"})
+def blob_descriptor(blob_id: str, size_bytes: int, table_of: str = "") -> Descriptor:
+    """The layer of one blob, whose ID is its SHA-256: data, or the chunk table of the gzip layer `table_of`.
+
+    https://github.com/dragonflyoss/nydus/blob/master/docs/nydus-zran.md, whose tools mark such tables so.
+    """
+    annotations = {BLOB_ANNOTATION: "true"}
+    if table_of:
+        annotations[SOURCE_LAYER_ANNOTATION] = f"sha256:{table_of}"
+    return Descriptor(NYDUS_BLOB, f"sha256:{blob_id}", size_bytes, annotations)
 
 
 def bootstrap_descriptor(digest: str, size_bytes: int, reference_blob_ids: Sequence[str]) -> Descriptor:

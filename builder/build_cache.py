@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from backend.bootstrap_layer import BOOTSTRAP_NAME, LayerFile, blob_meta_name, pack_layer
+from backend.bootstrap_layer import LayerFile, pack_layer
 from backend.contract import BackendError, BlobNotFound
 from backend.manifest import (
     LAYER_GZIP,
@@ -129,10 +129,7 @@ class BuildCache:
     async def _send_package(
         self, key: str, layer: ConvertedLayer, source: str, transfer: Transfer
     ) -> _Package:
-        files = [LayerFile(BOOTSTRAP_NAME, layer.bootstrap)]
-        for blob in layer.blobs:
-            name = blob_meta_name(blob.blob_id)
-            files.append(LayerFile(name, layer.directory / name))
+        files = [LayerFile(path.name, path) for path in (layer.bootstrap, *layer.tables)]
         record = LayerRecord(layer.blobs, layer.bytes_in, (str(self._store.reference),))
         annotations = {
             CACHE_ANNOTATION: "true",
@@ -152,7 +149,7 @@ class BuildCache:
         for package in self._packages.values():
             layers[package.descriptor.digest] = package.descriptor
             for blob in package.record.blobs:
-                layers[blob.blob_id] = blob_descriptor(blob.blob_id, blob.size_bytes)
+                layers[blob.blob_id] = blob_descriptor(blob.blob_id, blob.size_bytes, blob.table_of)
         config = Descriptor(EMPTY_TYPE, digest_of(EMPTY), len(EMPTY))
         with tempfile.TemporaryDirectory(prefix="nydus-py-") as name:
             path = Path(name) / "config"

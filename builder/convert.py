@@ -13,7 +13,6 @@ from pathlib import Path
 
 import trio
 
-from backend.bootstrap_layer import blob_meta_name
 from backend.contract import BackendError, BlobReader
 from backend.growing import GrowingFile
 from backend.image_config import NewLayer, converted_config
@@ -246,7 +245,7 @@ class ImageConverter:
         owner: dict[str, int] = {}
         for number, layer in enumerate(layers):
             for blob in layer.blobs:
-                if not blob.source:
+                if not blob.source and not blob.table_of:
                     owner.setdefault(blob.blob_id, number)
 
         def make_config(blobs: Sequence[Descriptor], diff_id: str) -> bytes:
@@ -260,9 +259,10 @@ class ImageConverter:
 
 def _blob_files(merged: MergedImage, layers: Sequence[ConvertedLayer]) -> tuple[BlobFile, ...]:
     """The blobs of the image, which are in the target already; a dictionary's have a source."""
-    files = {}
+    files: dict[str, BlobFile] = {}
     for layer in layers:
         for blob in layer.blobs:
-            meta = layer.directory / blob_meta_name(blob.blob_id)
-            files[blob.blob_id] = BlobFile(blob.blob_id, blob.size_bytes, None, meta, blob.source or None)
-    return tuple(files[entry.blob_id] for entry in merged.blobs)
+            files[blob.blob_id] = replace(layer.blob_file(blob), path=None, source=blob.source or None)
+    data = [entry.blob_id for entry in merged.blobs]
+    tables = [file for file in files.values() if file.table_of in data]
+    return *(files[blob_id] for blob_id in data), *tables

@@ -41,11 +41,15 @@ _FORMAT = 2
 
 
 class LayerBlob(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A blob of a layer; `source` is the image that holds it when it came from a chunk dictionary."""
+    """A blob of a layer; `source` is the image that holds it when it came from a chunk dictionary.
+
+    With `table_of` it is the chunk table of that gzip layer, and has none of its own.
+    """
 
     blob_id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     size_bytes: Annotated[int, msgspec.Meta(ge=0)]
     source: str = ""
+    table_of: str = ""
 
 
 class LayerRecord(msgspec.Struct, frozen=True):
@@ -86,9 +90,15 @@ class ConvertedLayer:
             blob.blob_id,
             blob.size_bytes,
             path if path.exists() else None,
-            self.directory / blob_meta_name(blob.blob_id),
+            self.directory / blob_meta_name(blob.table_of or blob.blob_id),
             self.holder(blob),
+            blob.table_of,
         )
+
+    @property
+    def tables(self) -> list[Path]:
+        """The chunk tables of its data blobs."""
+        return [self.directory / blob_meta_name(blob.blob_id) for blob in self.blobs if not blob.table_of]
 
     def note_holder(self, reference: str) -> None:
         """Its blobs are in that image's repository now: their bytes here go. Raises `CannotWrite`."""
@@ -123,7 +133,7 @@ class LayerCache:
             options.level,
             options.digester.value,
             *dictionaries,
-            *(("kept",) if is_kept else ()),
+            *(("kept", "with table") if is_kept else ()),
         )
         return hashlib.sha256(repr(how).encode()).hexdigest()[:32]
 
@@ -156,7 +166,7 @@ class LayerCache:
         except (OSError, msgspec.DecodeError):
             return None
         layer = ConvertedLayer(directory, record.blobs, record.bytes_in, list(record.holders))
-        files = [layer.bootstrap, *(directory / blob_meta_name(blob.blob_id) for blob in record.blobs)]
+        files = [layer.bootstrap, *layer.tables]
         missing = [f"{file.name}: not there" for file in files if not file.is_file()]
         if damage := next(iter(missing), None) or find_damage(directory):
             log.warning("%s is damaged and is made again: %s", directory, damage)
@@ -169,7 +179,8 @@ class LayerCache:
         Raises `CannotWrite`.
         """
         blobs = tuple(
-            LayerBlob(blob.blob_id, blob.size_bytes, blob.source or "") for blob in built.files.blobs
+            LayerBlob(blob.blob_id, blob.size_bytes, blob.source or "", blob.table_of)
+            for blob in built.files.blobs
         )
         record = LayerRecord(blobs, built.statistics.bytes_in, holders)
         with staging_directory(self.directory) as staging:
@@ -178,7 +189,8 @@ class LayerCache:
                 unpacked.mkdir()
                 built.files.bootstrap.rename(unpacked / BOOTSTRAP_NAME)
                 for blob in built.files.blobs:
-                    shutil.copyfile(blob.meta, unpacked / blob_meta_name(blob.blob_id))
+                    if not blob.table_of:
+                        shutil.copyfile(blob.meta, unpacked / blob_meta_name(blob.blob_id))
                 write_index(unpacked)
                 for blob in built.files.blobs:
                     if blob.path is not None:

@@ -49,10 +49,12 @@ def index_stream(
 
 
 def _image_files(layer: ZranLayer, source: Path | None) -> ImageFiles:
-    if layer.meta is None:
+    if layer.meta is None or layer.rafs_blob is None:
         return ImageFiles(layer.bootstrap, ())
-    blob = BlobFile(layer.digest, layer.size, source, layer.meta, rafs_blob=layer.rafs_blob)
-    return ImageFiles(layer.bootstrap, (blob,))
+    blob = BlobFile(layer.digest, layer.size, source, layer.meta)
+    size, path = layer.rafs_blob.stat().st_size, layer.rafs_blob
+    table = BlobFile(path.name, size, path, layer.meta, table_of=layer.digest)
+    return ImageFiles(layer.bootstrap, (blob, table))
 
 
 def _statistics(layer: ZranLayer) -> BuildStatistics:

@@ -150,7 +150,7 @@ def test_gzip_layers_stay_the_blobs_that_they_are(
     report = machine.json("convert", f"{name}:v1", f"{name}:v1-ref", "--no-copy")
     assert (report["blobs_uploaded"], report["blobs_skipped"]) == (0, 2)
     assert isinstance(report["bytes_uploaded"], int)
-    assert report["bytes_uploaded"] < 100_000
+    assert report["bytes_uploaded"] < 200_000, "the windows twice: for hosts and for other tools"
     inspected = machine.json("inspect", f"{name}:v1-ref")["blobs"]
     assert isinstance(inspected, list)
     assert [f"sha256:{blob['id']}" for blob in inspected] == [blob.digest for blob in blobs]

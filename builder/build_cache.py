@@ -130,7 +130,7 @@ class BuildCache:
         self, key: str, layer: ConvertedLayer, source: str, transfer: Transfer
     ) -> _Package:
         files = [LayerFile(path.name, path) for path in (layer.bootstrap, *layer.tables)]
-        record = LayerRecord(layer.blobs, layer.bytes_in, (str(self._store.reference),))
+        record = LayerRecord(layer.blobs, layer.bytes_in, layer.diff_id, (str(self._store.reference),))
         annotations = {
             CACHE_ANNOTATION: "true",
             SOURCE_ANNOTATION: source,

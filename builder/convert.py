@@ -10,13 +10,14 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import trio
 
 from backend.contract import BackendError, BlobReader
 from backend.growing import GrowingFile
 from backend.image_config import NewLayer, converted_config
-from backend.manifest import NYDUS_CONFIG, OCI_CONFIG, Descriptor
+from backend.manifest import NYDUS_CONFIG, OCI_CONFIG, Descriptor, ManifestBroken, diff_ids_of, shown
 from backend.pieces import first_failure
 from backend.publish import ImageDescription, Transfer, send_image
 from backend.publishing import reporting_writes, staging_directory
@@ -35,8 +36,19 @@ from builder.merge import LayerMerge, MergedImage
 from builder.options import BuildOptions
 from builder.pipeline import PipelineCounters
 from builder.prefetch_patterns import PrefetchPatterns
+from rafs.errors import NydusError
 
 log = logging.getLogger(__name__)
+
+
+class ContentMismatch(NydusError):
+    """A layer with the right digest that is packed from something else than the config says."""
+
+    message = (
+        "{where}: layer {layer} unpacks to {got}, and the config of the image says {expected}; "
+        "one of them was changed since the image was built: build it again"
+    )
+    exit_code: ClassVar[int] = 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +126,9 @@ class ImageConverter:
     async def _make(self, image: SourceImage, staging: Path) -> tuple[list[ConvertedLayer], MergedImage]:
         """All layers, lowest first, and what they are together. Equal ones are built once.
 
-        A layer is merged as soon as it and all below it are there.
+        A layer is merged as soon as it and all below it are there. Raises `ContentMismatch`.
         """
+        diff_ids = _diff_ids(image, str(self._source.reference))
         wanted = {layer.digest: layer for layer in image.manifest.layers}
         ready = {digest: trio.Event() for digest in wanted}
         found: dict[str, ConvertedLayer] = {}
@@ -131,14 +144,20 @@ class ImageConverter:
                 async with trio.open_nursery() as nursery:
                     for layer in wanted.values():
                         nursery.start_soon(provide, layer)
-                    for layer in image.manifest.layers:
+                    for layer, diff_id in zip(image.manifest.layers, diff_ids, strict=True):
                         await ready[layer.digest].wait()
+                        self._expect_content(layer, diff_id, found[layer.digest].diff_id)
                         await trio.to_thread.run_sync(merge.add, found[layer.digest].bootstrap)
                 patterns = PrefetchPatterns(self._options.build.prefetch)
                 merged = await trio.to_thread.run_sync(merge.write, staging / "image.boot", patterns)
         except BaseExceptionGroup as group:
             raise first_failure(group) from None
         return [found[layer.digest] for layer in image.manifest.layers], merged
+
+    def _expect_content(self, layer: Descriptor, expected: str, got: str) -> None:
+        if expected != got:
+            where = self._source.reference
+            raise ContentMismatch(where=where, layer=layer.digest, got=got, expected=shown(expected))
 
     async def _provide(self, layer: Descriptor) -> ConvertedLayer:
         """A layer whose blobs are in the target."""
@@ -255,6 +274,14 @@ class ImageConverter:
         media_type = NYDUS_CONFIG if self._options.is_one_of_two else OCI_CONFIG
         subject = image.descriptor if self._options.is_referrer else None
         return ImageDescription(make_config, media_type, image.manifest.annotations, subject)
+
+
+def _diff_ids(image: SourceImage, where: str) -> tuple[str, ...]:
+    """What the config says of the content of each layer. Raises `ManifestBroken`."""
+    diff_ids, count = diff_ids_of(image.config, where), len(image.manifest.layers)
+    if len(diff_ids) != count:
+        raise ManifestBroken(where=where, why=f"{count} layers, and {len(diff_ids)} diff IDs in the config")
+    return diff_ids
 
 
 def _blob_files(merged: MergedImage, layers: Sequence[ConvertedLayer]) -> tuple[BlobFile, ...]:

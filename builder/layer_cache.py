@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 RECORD_NAME = "layer.json"
 OTHERS_PAUSE_S = 0.2
 """Between looks whether another conversion is done with a layer."""
-_FORMAT = 2
-"""Of the layer bootstraps; layers made in another one are not found."""
+_FORMAT = 3
+"""Of the layer bootstraps and records; layers made in another one are not found."""
 
 
 class LayerBlob(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -53,10 +53,14 @@ class LayerBlob(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class LayerRecord(msgspec.Struct, frozen=True):
-    """What is known of a converted layer. `holders` are references of images that have its blobs."""
+    """What is known of a converted layer: `diff_id` is the digest of its tar, as it was found.
+
+    `holders` are references of images that have its blobs.
+    """
 
     blobs: tuple[LayerBlob, ...]
     bytes_in: int
+    diff_id: str
     holders: tuple[str, ...] = ()
 
 
@@ -67,6 +71,7 @@ class ConvertedLayer:
     directory: Path
     blobs: tuple[LayerBlob, ...]
     bytes_in: int
+    diff_id: str
     holders: list[str] = field(default_factory=list)
     is_new: bool = False
 
@@ -104,7 +109,7 @@ class ConvertedLayer:
         """Its blobs are in that image's repository now: their bytes here go. Raises `CannotWrite`."""
         if reference != next(iter(self.holders), None):
             self.prefer_holder(reference)
-            record = LayerRecord(self.blobs, self.bytes_in, tuple(self.holders[:8]))
+            record = LayerRecord(self.blobs, self.bytes_in, self.diff_id, tuple(self.holders[:8]))
             with staging_directory(self.directory) as staging:
                 write_atomically(self.directory / RECORD_NAME, msgspec.json.encode(record), staging)
         for blob in self.blobs:
@@ -133,7 +138,7 @@ class LayerCache:
             options.level,
             options.digester.value,
             *dictionaries,
-            *(("kept", "with table") if is_kept else ()),
+            *(("kept",) if is_kept else ()),
         )
         return hashlib.sha256(repr(how).encode()).hexdigest()[:32]
 
@@ -165,7 +170,8 @@ class LayerCache:
             record = msgspec.json.decode((directory / RECORD_NAME).read_bytes(), type=LayerRecord)
         except (OSError, msgspec.DecodeError):
             return None
-        layer = ConvertedLayer(directory, record.blobs, record.bytes_in, list(record.holders))
+        holders = list(record.holders)
+        layer = ConvertedLayer(directory, record.blobs, record.bytes_in, record.diff_id, holders)
         files = [layer.bootstrap, *layer.tables]
         missing = [f"{file.name}: not there" for file in files if not file.is_file()]
         if damage := next(iter(missing), None) or find_damage(directory):
@@ -182,7 +188,7 @@ class LayerCache:
             LayerBlob(blob.blob_id, blob.size_bytes, blob.source or "", blob.table_of)
             for blob in built.files.blobs
         )
-        record = LayerRecord(blobs, built.statistics.bytes_in, holders)
+        record = LayerRecord(blobs, built.statistics.bytes_in, built.diff_id, holders)
         with staging_directory(self.directory) as staging:
             unpacked = staging / key
             with reporting_writes(unpacked):

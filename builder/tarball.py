@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, BinaryIO, Self, cast
 import zstandard
 from isal import igzip, isal_zlib
 
+from builder.content_digest import ContentDigest, DigestedStream
 from builder.pipeline import ChunkPipeline
 from builder.prefetch_patterns import PrefetchPatterns
 from builder.tar_tree import InvalidArchive, TarTree
@@ -113,11 +114,15 @@ def members_of(stream: IO[bytes], name: str) -> Iterator[tuple[tarfile.TarFile, 
 
 @dataclass(slots=True)
 class TarSource:
-    """An archive, and where to keep a copy of standard input when it has to be read more than once."""
+    """An archive, and where to keep a copy of standard input when it has to be read more than once.
+
+    What is read of its tar goes into `digest`.
+    """
 
     path: Path
     spool: Path
     label: str = ""
+    digest: ContentDigest | None = None
     _is_kept: bool = False
     _stamp: tuple[int, int] | None = None
 
@@ -176,7 +181,10 @@ class TarSource:
     def _members(self) -> Iterator[tuple[tarfile.TarFile, int, tarfile.TarInfo]]:
         """Every member with its number. Raises `InvalidArchive`."""
         with contextlib.ExitStack() as stack:
-            yield from members_of(self._open(stack), self.name)
+            stream = self._open(stack)
+            if self.digest is not None:
+                stream = cast("IO[bytes]", DigestedStream(stream, self.digest))
+            yield from members_of(stream, self.name)
 
     def _open_raw(self, stack: contextlib.ExitStack) -> BinaryIO:
         if self._is_standard_input and not self._is_kept:

@@ -54,10 +54,12 @@ def index_layer(
     options: BuildOptions,
     on_progress: Callable[[PipelineCounters], None] = lambda counters: None,
     tar_tree: type[TarTree] = TarTree,
+    on_content: Callable[[bytes], None] = lambda piece: None,
 ) -> ZranLayer:
     """Reads the gzip layer `stream` once, and writes an image of it into `work_dir`, which nobody else uses.
 
-    `name` is the layer's in messages. Of the options, chunk size, digester and prefetch patterns are used.
+    `name` is the layer's in messages. `on_content` gets the tar inside, piece by piece. Of the options, chunk
+    size, digester and prefetch patterns are used.
     Raises `BrokenGzip`, `InvalidArchive`, `CannotIndex`, `ImageTooLarge`, `NoZlib`, and what reading raises.
     """
     with ExitStack() as stack:
@@ -69,7 +71,8 @@ def index_layer(
         stack.callback(rows.close)
         windows = stack.enter_context(tempfile.TemporaryFile(dir=work_dir))
         writer = ZranWriter(indexer, rows, cast("BinaryIO", windows), options)
-        reader = _LayerReader(indexer, writer, dedup, options, on_progress)
+        tar = _Inflated(indexer, options.chunk_size + _BEHIND, on_content)
+        reader = _LayerReader(tar, writer, dedup, options, on_progress)
         tree = stack.enter_context(tar_tree(name, work_dir / "tree"))
         table = reader.read(tree, name)
         rafs_blob, meta = work_dir / "rafs.blob", work_dir / "blob.meta"
@@ -125,9 +128,10 @@ class _HashedStream:
 class _Inflated(io.RawIOBase):
     """The tar stream inside, for `tarfile`: forward only."""
 
-    def __init__(self, indexer: GzipIndexer, behind: int) -> None:
+    def __init__(self, indexer: GzipIndexer, behind: int, on_content: Callable[[bytes], None]) -> None:
         self._indexer = indexer
         self._behind = behind
+        self._on_content = on_content
         self._piece = memoryview(b"")
         self._position = 0
 
@@ -140,6 +144,7 @@ class _Inflated(io.RawIOBase):
         if not self._piece:
             self._indexer.forget(self._position - self._behind)
             self._piece = self._indexer.inflate()
+            self._on_content(bytes(self._piece))
         data, self._piece = bytes(self._piece[:size]), self._piece[size:]
         self._position += len(data)
         return data
@@ -150,14 +155,14 @@ class _LayerReader:
 
     def __init__(
         self,
-        indexer: GzipIndexer,
+        tar: _Inflated,
         writer: ZranWriter,
         dedup: DedupIndex,
         options: BuildOptions,
         on_progress: Callable[[PipelineCounters], None],
     ) -> None:
         self.counters = PipelineCounters()
-        self._stream = cast("IO[bytes]", _Inflated(indexer, options.chunk_size + _BEHIND))
+        self._stream = cast("IO[bytes]", tar)
         self._writer = writer
         self._dedup = dedup
         self._options = options

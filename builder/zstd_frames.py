@@ -1,20 +1,12 @@
 """Where the frames of a zstd stream end: the decoder takes a stream that stops inside one for a whole one."""
 
-from typing import Protocol
+from builder.content_digest import Readable
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = b"\x2a\x4d\x18"
 _DICTIONARY_ID_SIZES = (0, 1, 2, 4)
 _CONTENT_SIZES = (0, 2, 4, 8)
 _RLE_BLOCK = 1
-
-
-class Readable(Protocol):
-    """What bytes come from."""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """At most `size` bytes; b"" at the end."""
-        ...
 
 
 def is_zstd(magic: bytes) -> bool:

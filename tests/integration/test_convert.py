@@ -168,6 +168,25 @@ def test_gzip_layers_stay_the_blobs_that_they_are(
     assert subprocess.run(raw, check=True, capture_output=True).stdout == original.data
 
 
+@pytest.mark.parametrize("options", [(), ("--no-copy",)])
+def test_what_layers_unpack_to_is_what_the_config_says(
+    machine: Machine, layout: Layout, options: tuple[str, ...]
+) -> None:
+    """Also of a layer that was converted for an image that tells the truth, here or by the build cache."""
+    tar = Layer().add("f", noise(MIB)).tar()
+    layout.image([tar], tag="sound")
+    layout.image([(tar + bytes(512), gzipped(tar))], tag="lying")
+    cache = ("--build-cache", f"oci:{machine.directory}/cache-image:v1", *options)
+    machine.json("convert", f"oci:{layout.path}:sound", f"oci:{machine.directory}/out:v1", *cache)
+    for host in (machine, Machine(machine.directory / "other"), Machine(machine.directory / "third")):
+        more = cache if host.directory.name != "third" else options
+        target = f"oci:{host.directory}/lying:v1"
+        code, line = host.failure("convert", f"oci:{layout.path}:lying", target, *more)
+        assert (code, gzipped(tar).digest in line) == (62, True), line
+        assert Blob(OCI_LAYER, tar).digest in line
+        assert not (host.directory / "lying/index.json").exists()
+
+
 def test_layers_that_cannot_be_kept(machine: Machine, layout: Layout) -> None:
     tar = Layer().add("f", b"f").tar()
     layout.image([(tar, Blob(OCI_LAYER, tar))], tag="v1")
@@ -317,8 +336,10 @@ def _lie_about_digest(layout: Layout) -> None:
 
 def _layer_manifest(layout: Layout, **more: Any) -> None:
     blob = layout.put(gzipped(Layer().add("f", b"f").tar()))
+    rootfs = {"type": "layers", "diff_ids": ["sha256:" + 64 * "0"]}
     config = layout.put_json(
-        "application/vnd.oci.image.config.v1+json", {"architecture": "amd64", "os": "linux"}
+        "application/vnd.oci.image.config.v1+json",
+        {"architecture": "amd64", "os": "linux", "rootfs": rootfs},
     )
     manifest = {
         "schemaVersion": 2,
@@ -343,6 +364,16 @@ def _unknown(layout: Layout) -> None:
 
 def _very_many(layout: Layout) -> None:
     _layer_manifest(layout, count=10_000)
+
+
+def _one_more_layer(layout: Layout) -> None:
+    _layer_manifest(layout, count=2)
+
+
+def _lie_about_content(layout: Layout) -> None:
+    layout.image(
+        [Layer().add("g", b"g"), (b"something else", gzipped(Layer().add("f", b"f").tar()))], tag="v1"
+    )
 
 
 def _zeros_behind_the_end(layout: Layout) -> None:
@@ -382,6 +413,8 @@ def _bomb(layout: Layout) -> None:
         (_foreign, 124, "is a foreign one"),
         (_unknown, 124, "is of type 'application/vnd.example.squashfs', which is no tar layer"),
         (_very_many, 47, "10001 entries, more than 1024"),
+        (_one_more_layer, 47, "2 layers, and 1 diff IDs in the config"),
+        (_lie_about_content, 62, "and the config of the image says sha256:"),
         (_no_tar, 55, "not a readable tar archive"),
         (_cut_short, 55, "layer "),
         (_zeros_behind_the_end, 55, "bytes behind its end mark"),

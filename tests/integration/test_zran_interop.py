@@ -49,11 +49,7 @@ def layout(tmp_path: Path, machine: Machine, layers: list[Blob]) -> Layout:
 
 
 def document(layout: Layout, digest: str) -> Any:
-    return json.loads(content(layout, digest))
-
-
-def content(layout: Layout, digest: str) -> bytes:
-    return (layout.path / "blobs/sha256" / digest.removeprefix("sha256:")).read_bytes()
+    return json.loads(layout.read(digest))
 
 
 def manifest_of(layout: Layout, tag: str) -> Any:
@@ -67,7 +63,7 @@ def manifest_of(layout: Layout, tag: str) -> Any:
 
 
 def blob_table(layout: Layout, manifest: Any) -> tuple[BlobEntry, ...]:
-    with tarfile.open(fileobj=io.BytesIO(content(layout, manifest["layers"][-1]["digest"]))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(layout.read(manifest["layers"][-1]["digest"]))) as archive:
         file = archive.extractfile("image/image.boot")
         assert file is not None
         return Bootstrap(file.read()).blobs
@@ -80,7 +76,7 @@ def as_nydusify_has_it(layout: Layout, rename: Rename) -> str:
     made = io.BytesIO()
     bootstrap = manifest["layers"][-1]
     with (
-        tarfile.open(fileobj=io.BytesIO(content(layout, bootstrap["digest"]))) as source,
+        tarfile.open(fileobj=io.BytesIO(layout.read(bootstrap["digest"]))) as source,
         tarfile.open(fileobj=made, mode="w") as target,
     ):
         for member in source:
@@ -127,7 +123,7 @@ def test_the_manifest_names_layers_and_their_tables(
     entries = blob_table(layout, manifest)
     for entry, table in zip(entries, tables, strict=True):
         assert table["digest"] == f"sha256:{entry.meta_digest.hex()}"
-        assert (table["size"], len(content(layout, table["digest"]))) == (entry.meta_size, entry.meta_size)
+        assert (table["size"], len(layout.read(table["digest"]))) == (entry.meta_size, entry.meta_size)
     expect_content(machine, f"oci:{layout.path}:ref", tmp_path)
     inspected = machine.json("inspect", f"oci:{layout.path}:ref")["blobs"]
     assert isinstance(inspected, list)

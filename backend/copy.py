@@ -27,9 +27,9 @@ from backend.manifest import (
     ManifestBroken,
     layers_left_out,
     parse_document,
-    this_platform,
 )
 from backend.metadata import fetch_oci_metadata, find_image
+from backend.platforms import this_platform
 from backend.publish import Transfer
 from backend.publishing import reporting_writes
 from backend.source_image import find_source

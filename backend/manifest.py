@@ -3,7 +3,6 @@
 Media types and annotations are those of nydusify and nydus-snapshotter, so that their tools know the image.
 """
 
-import platform as host_platform
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
@@ -11,6 +10,7 @@ import msgspec
 
 from backend.contract import BackendError
 from backend.ocidigest import is_digest
+from backend.platforms import Platform
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -38,15 +38,6 @@ FS_VERSION = "6"
 EPOCH = "1970-01-01T00:00:00Z"
 MANIFEST_SIZE_MAX_BYTES = 4 << 20
 LAYERS_MAX = 1024
-
-_MACHINES = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "armv7l": "arm",
-    "i686": "386",
-    "ppc64le": "ppc64le",
-    "s390x": "s390x",
-}
 
 
 class ManifestBroken(BackendError):
@@ -78,22 +69,6 @@ class NoSuchPlatform(BackendError):
 
     message = "{where}: no Nydus image for {wanted} in this index; it has {found}"
     exit_code = 112
-
-
-class Platform(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What an image runs on, in the words of the OCI (and of Go): `linux`, `amd64`."""
-
-    architecture: str
-    os: str
-    variant: str = ""
-    os_features: tuple[str, ...] = msgspec.field(default=(), name="os.features")
-
-    def __str__(self) -> str:
-        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
-
-    def runs(self, image: "Platform") -> bool:
-        """Whether an image for that platform is one for this."""
-        return (self.os, self.architecture) == (image.os, image.architecture)
 
 
 class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -187,12 +162,6 @@ class _Kind(msgspec.Struct, frozen=True):
 
     manifests: msgspec.Raw = msgspec.Raw()
     layers: msgspec.Raw = msgspec.Raw()
-
-
-def this_platform() -> Platform:
-    """The platform of this machine."""
-    machine = host_platform.machine()
-    return Platform(_MACHINES.get(machine, machine), host_platform.system().lower())
 
 
 def shown(text: str, length: int = 200) -> str:
@@ -294,15 +263,25 @@ def choose_manifests(index: ImageIndex, wanted: Platform, where: str) -> tuple[D
     """Entries of an index that may be the Nydus image for `wanted`, likeliest first.
 
     Entries that say that they are Nydus images come alone; where none says so, every image of the platform
-    has to be looked at. Raises `NoSuchPlatform`.
+    has to be looked at. Of several variants the best comes first, and one that the host would not run last:
+    it can be mounted. Raises `NoSuchPlatform`.
     """
     images = [entry for entry in index.manifests if entry.media_type in (OCI_MANIFEST, DOCKER_MANIFEST)]
     fitting = [entry for entry in images if entry.platform is None or wanted.runs(entry.platform)]
     if not fitting:
         found = ", ".join(sorted({str(entry.platform) for entry in images})) or "no images"
         raise NoSuchPlatform(where=where, wanted=wanted, found=shown(found))
+    fitting.sort(key=lambda entry: nearness_of(entry, wanted) or (), reverse=True)
     labelled = [entry for entry in fitting if is_nydus_entry(entry)]
     return tuple(labelled or fitting)
+
+
+def nearness_of(entry: Descriptor, wanted: Platform) -> tuple[int, ...] | None:
+    """How well an entry of an index suits a host, the larger the better; None for one that it does not run.
+
+    One that does not say what it runs on is the last resort.
+    """
+    return wanted.nearness(entry.platform) if entry.platform is not None else ()
 
 
 def is_nydus_entry(entry: Descriptor) -> bool:

@@ -34,7 +34,6 @@ from backend.manifest import (
     ManifestBroken,
     NotNydusImage,
     NydusLayers,
-    Platform,
     choose_manifests,
     is_nydus_entry,
     nydus_layers,
@@ -43,6 +42,7 @@ from backend.manifest import (
 from backend.metadata_index import find_damage, write_index
 from backend.ocidigest import is_digest
 from backend.pieces import pump
+from backend.platforms import Platform
 from backend.publishing import publish_directory, reporting_writes, staging_directory
 from backend.store import BlobMetaFile, ImageMetadata, OciStore, StoredManifest
 from rafs.blob_table import BlobEntry
@@ -162,7 +162,7 @@ async def find_companion(store: OciStore, image: ImageMetadata) -> str | None:
         return None
     for entry in document.manifests:
         is_ordinary = entry.digest != image.digest and not is_nydus_entry(entry)
-        if is_ordinary and entry.platform is not None and own.platform.runs(entry.platform):
+        if is_ordinary and entry.platform is not None and own.platform.is_same(entry.platform):
             return entry.digest
     return None
 

@@ -19,9 +19,9 @@ from backend.manifest import (
     bootstrap_descriptor,
     build_config,
     build_manifest,
-    this_platform,
 )
 from backend.ocidigest import digest_of
+from backend.platforms import this_platform
 from backend.publishing import reporting_writes
 from backend.reference import Reference, parse_reference
 from backend.store import (

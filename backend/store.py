@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from backend.contract import BackendError, BlobReader
-from backend.manifest import Descriptor, Platform
+from backend.manifest import (
+    Descriptor,
+)
+from backend.platforms import Platform
 from backend.reference import (
     DirReference,
     DockerArchiveReference,

@@ -8,7 +8,11 @@ from pathlib import Path
 import trio
 
 from backend.image_config import merged_config
-from backend.manifest import Descriptor, build_config, this_platform
+from backend.manifest import (
+    Descriptor,
+    build_config,
+)
+from backend.platforms import this_platform
 from backend.publish import Transfer
 from backend.publishing import reporting_writes, staging_directory
 from backend.store import BlobFile, ImageStore, OpenOrigin

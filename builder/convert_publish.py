@@ -13,10 +13,10 @@ from backend.manifest import (
     OCI_MANIFEST,
     Descriptor,
     ImageIndex,
-    Platform,
     is_nydus_entry,
 )
 from backend.ocidigest import digest_of
+from backend.platforms import Platform
 from backend.publish import Transfer
 from backend.source_image import Source, SourceImage
 from backend.store import OciStore
@@ -89,4 +89,4 @@ async def bring_originals(
 def _is_replaced(entry: Descriptor, done: Sequence[Platform]) -> bool:
     if entry.media_type not in (OCI_MANIFEST, DOCKER_MANIFEST) or not is_nydus_entry(entry):
         return False
-    return entry.platform is None or any(platform.runs(entry.platform) for platform in done)
+    return entry.platform is None or any(platform.is_same(entry.platform) for platform in done)

@@ -11,7 +11,11 @@ from pathlib import Path
 import trio
 
 from backend.image_config import merged_config, says_what_runs
-from backend.manifest import Descriptor, build_config, this_platform
+from backend.manifest import (
+    Descriptor,
+    build_config,
+)
+from backend.platforms import this_platform
 from backend.publish import Transfer
 from backend.publishing import reporting_writes, staging_directory
 from backend.store import BlobFile, ImageStore, OpenOrigin

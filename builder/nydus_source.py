@@ -9,8 +9,8 @@ import trio
 
 from backend.blobtail import table_blob_id
 from backend.local import DirStore
-from backend.manifest import Platform
 from backend.metadata import fetch_image_metadata, find_image
+from backend.platforms import Platform
 from backend.source_image import read_small_blob
 from backend.store import BlobFile, ImageMetadata, ImageStore, OciStore
 from rafs.blob_table import BlobEntry

@@ -9,7 +9,7 @@ from typing import Annotated, cast
 
 import typer
 
-from backend.manifest import Platform, this_platform
+from backend.platforms import Platform, this_platform
 from backend.publish import Transfer
 from backend.reference import (
     DirReference,

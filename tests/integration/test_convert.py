@@ -17,7 +17,7 @@ from tests.integration.cli_machine import Machine
 from tests.integration.registry_server import RegistryServer
 from tests.integration.test_layers_against_umoci import busy_layers
 from tests.integration.test_mount_pyfuse3 import noise
-from tests.oci_images import OCI_LAYER, Blob, Layer, Layout, gzipped
+from tests.oci_images import OCI_INDEX, OCI_LAYER, Blob, Layer, Layout, gzipped
 from tests.tree_compare import describe_tree
 
 MIB = 1 << 20
@@ -81,6 +81,51 @@ def test_the_same_image_on_any_number_of_workers_and_again(machine: Machine, lay
     again = machine.json("convert", f"oci:{layout.path}:v1", f"oci:{machine.directory}/one:v1")
     assert first["digest"] == second["digest"] == again["digest"]
     assert (again["layers_converted"], again["bytes_uploaded"]) == (0, 0)
+
+
+def test_of_several_variants_the_best_is_converted(machine: Machine, layout: Layout) -> None:
+    """The order in the index says nothing."""
+    variants = ("v5", "v7", "v6")
+    entries = []
+    for variant in variants:
+        image = layout.image([Layer().add(variant, b"")], architecture="arm")
+        platform = {"os": "linux", "architecture": "arm", "variant": variant}
+        entries.append(image.descriptor(platform=platform))
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+    layout.tag(layout.put_json(OCI_INDEX, index), "v1")
+    for wanted, best in (
+        ("arm", "v7"),
+        ("arm/v8", "v7"),
+        ("arm/v6", "v6"),
+        ("arm/6", "v6"),
+        ("arm/v5", "v5"),
+    ):
+        target = f"oci:{machine.directory}/{wanted.replace('/', '-')}:v1"
+        source = f"oci:{layout.path}:v1"
+        report = machine.json("convert", source, target, f"--platform=linux/{wanted}", "--both")
+        assert report["platforms"] == [f"linux/arm/{best}"], wanted
+    code, line = machine.failure(
+        "convert", f"oci:{layout.path}:v1", f"oci:{machine.directory}/x:v1", "--platform=linux/arm/v4"
+    )
+    assert (code, "it has linux/arm/v5, linux/arm/v6, linux/arm/v7" in line) == (112, True), line
+
+
+def test_both_variants_keep_the_nydus_images_of_others(machine: Machine, layout: Layout) -> None:
+    """Converted one after the other in place: each replaces its own, and only that."""
+    entries = [
+        layout.image([Layer().add(variant, b"")], architecture="arm").descriptor(
+            platform={"os": "linux", "architecture": "arm", "variant": variant}
+        )
+        for variant in ("v6", "v7")
+    ]
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+    layout.tag(layout.put_json(OCI_INDEX, index), "v1")
+    place = f"oci:{layout.path}:v1"
+    for variant, count in (("v6", 3), ("v7", 4), ("v7", 4)):
+        report = machine.json("convert", place, place, "--both", f"--platform=linux/arm/{variant}")
+        made = manifest_of(layout.path, str(report["digest"]))["manifests"]
+        assert [entry["digest"] for entry in made[:2]] == [entry["digest"] for entry in entries]
+        assert len(made) == count
 
 
 def test_only_the_layer_that_changed_is_converted_and_sent(machine: Machine, layout: Layout) -> None:

@@ -72,8 +72,9 @@ class SourceImage:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a reference names: the images asked for, and the index when it is one."""
+    """What a reference names, by its digest: the images asked for, and the index when it is one."""
 
+    digest: str
     images: tuple[SourceImage, ...]
     index: ImageIndex | None
 
@@ -89,7 +90,7 @@ async def find_source(store: OciStore, wanted: Platform | None) -> Source:
     stored = await store.get_manifest()
     document = parse_document(stored.data, where)
     if isinstance(document, ImageManifest):
-        return Source((await _read_image(store, stored, document, None, where),), None)
+        return Source(stored.digest, (await _read_image(store, stored, document, None, where),), None)
     entries = [entry for entry in document.manifests if _is_image(entry)]
     fitting = entries if wanted is None else _best_first(entries, wanted)
     if not fitting:
@@ -104,7 +105,7 @@ async def find_source(store: OciStore, wanted: Platform | None) -> Source:
         if isinstance(manifest, ImageIndex):
             raise ManifestBroken(where=where, why=f"{entry.digest} is an index inside an index")
         images.append(await _read_image(store, nested, manifest, entry.platform, where))
-    return Source(tuple(images), document)
+    return Source(stored.digest, tuple(images), document)
 
 
 def _is_image(entry: Descriptor) -> bool:

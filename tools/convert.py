@@ -23,7 +23,13 @@ from backend.source_image import find_source
 from backend.store import ImageStore, OciStore, PublishResult, open_store
 from builder.build_cache import BuildCache
 from builder.convert import ConvertOptions, ImageConverter
-from builder.convert_publish import Conversion, bring_originals, publish_index, publish_single
+from builder.convert_publish import (
+    Conversion,
+    bring_originals,
+    publish_index,
+    publish_single,
+    source_to_replace,
+)
 from builder.layer_cache import LayerCache
 from builder.oci_layer import LayerCompression
 from builder.options import CompressionPolicy, InvalidOption
@@ -196,6 +202,8 @@ async def _convert(
             ]
             if build_cache is not None:  # before the tag: a command that fails leaves none
                 await build_cache.save(converter.provided, converter.sources)
+            if _is_same_image(request.origin, request.destination):
+                source = await source_to_replace(store, source, request.platform, keeps_others=request.both)
             if request.both:
                 is_same = _is_same_place(request.origin, request.destination)
                 originals = await bring_originals(store, target, transfer, source, is_same_place=is_same)
@@ -244,6 +252,15 @@ def _is_same_place(origin: Reference, destination: Reference) -> bool:
         return (origin.host, origin.repository) == (destination.host, destination.repository)
     if isinstance(origin, LayoutReference) and isinstance(destination, LayoutReference):
         return os.path.realpath(origin.directory) == os.path.realpath(destination.directory)
+    return False
+
+
+def _is_same_image(origin: Reference, destination: Reference) -> bool:
+    """Whether what is made takes the place of what it is made of."""
+    if isinstance(origin, RegistryReference) and isinstance(destination, RegistryReference):
+        return _is_same_place(origin, destination) and origin.manifest_key == destination.tag
+    if isinstance(origin, LayoutReference) and isinstance(destination, LayoutReference):
+        return _is_same_place(origin, destination) and origin.tag == destination.tag
     return False
 
 

@@ -54,12 +54,12 @@ def index_layer(
     options: BuildOptions,
     on_progress: Callable[[PipelineCounters], None] = lambda counters: None,
     tar_tree: type[TarTree] = TarTree,
-    on_content: Callable[[bytes], None] = lambda piece: None,
+    on_content: Callable[[bytes], None] | None = None,
 ) -> ZranLayer:
     """Reads the gzip layer `stream` once, and writes an image of it into `work_dir`, which nobody else uses.
 
-    `name` is the layer's in messages. `on_content` gets the tar inside, piece by piece. Of the options, chunk
-    size, digester and prefetch patterns are used.
+    `name` is the layer's in messages. With `on_content`, which gets the tar inside piece by piece, it is one
+    of a container image. Of the options, chunk size, digester and prefetch patterns are used.
     Raises `BrokenGzip`, `InvalidArchive`, `CannotIndex`, `ImageTooLarge`, `NoZlib`, and what reading raises.
     """
     with ExitStack() as stack:
@@ -74,7 +74,7 @@ def index_layer(
         tar = _Inflated(indexer, options.chunk_size + _BEHIND, on_content)
         reader = _LayerReader(tar, writer, dedup, options, on_progress)
         tree = stack.enter_context(tar_tree(name, work_dir / "tree"))
-        table = reader.read(tree, name)
+        table = reader.read(tree, name, is_layer=on_content is not None)
         rafs_blob, meta = work_dir / "rafs.blob", work_dir / "blob.meta"
         entry = writer.finish(source.hexdigest(), source.size, rafs_blob, meta)
         bootstrap = work_dir / "image.boot"
@@ -128,7 +128,7 @@ class _HashedStream:
 class _Inflated(io.RawIOBase):
     """The tar stream inside, for `tarfile`: forward only."""
 
-    def __init__(self, indexer: GzipIndexer, behind: int, on_content: Callable[[bytes], None]) -> None:
+    def __init__(self, indexer: GzipIndexer, behind: int, on_content: Callable[[bytes], None] | None) -> None:
         self._indexer = indexer
         self._behind = behind
         self._on_content = on_content
@@ -144,7 +144,8 @@ class _Inflated(io.RawIOBase):
         if not self._piece:
             self._indexer.forget(self._position - self._behind)
             self._piece = self._indexer.inflate()
-            self._on_content(bytes(self._piece))
+            if self._on_content is not None:
+                self._on_content(bytes(self._piece))
         data, self._piece = bytes(self._piece[:size]), self._piece[size:]
         self._position += len(data)
         return data
@@ -169,9 +170,9 @@ class _LayerReader:
         self._on_progress = on_progress
         self._addresses = array("Q")
 
-    def read(self, tree: TarTree, name: str) -> InodeTable:
-        """The tree of the layer, with the address of each chunk."""
-        for archive, _, member in members_of(self._stream, name):
+    def read(self, tree: TarTree, name: str, *, is_layer: bool) -> InodeTable:
+        """The tree of the layer, with the address of each chunk; `is_layer` as in `members_of`."""
+        for archive, _, member in members_of(self._stream, name, is_layer=is_layer):
             if member.issparse():
                 why = f"{member.name!r} is a sparse entry: its holes are not in the layer, so that it has to"
                 raise InvalidArchive(archive=name, why=f"{why} be converted without --no-copy")

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Annotated, cast
 
+import trio
 import typer
 
 from backend.platforms import Platform, this_platform
@@ -31,6 +32,7 @@ from builder.convert_publish import (
     source_to_replace,
 )
 from builder.layer_cache import LayerCache
+from builder.layer_eviction import evict_layers
 from builder.oci_layer import LayerCompression
 from builder.options import CompressionPolicy, InvalidOption
 from builder.pipeline import PipelineCounters
@@ -186,12 +188,14 @@ async def _convert(
                 counted[layer] = counters.bytes_in
                 bar.note(f"{format_size(sum(counted.values()))} read")
 
+            layers = LayerCache(settings.cache_dir / "layers")
+            await trio.to_thread.run_sync(evict_layers, layers, time.time())
             converter = ImageConverter(
                 store,
                 target,
                 transfer,
                 open_origin,
-                LayerCache(settings.cache_dir / "layers"),
+                layers,
                 request.options,
                 build_cache,
                 show,

@@ -172,7 +172,7 @@ def test_a_table_that_is_not_what_it_was_is_a_fault(machine: Machine, layout: La
     path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
     done = machine.run("check", f"oci:{layout.path}:ref")
     assert done.returncode != 0
-    assert f"{table} of the whole blob" in done.stdout
+    assert "chunk table at the end of blob" in done.stdout
     path.unlink()
     done = machine.run("check", f"oci:{layout.path}:ref")
     assert done.returncode != 0

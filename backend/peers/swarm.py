@@ -135,6 +135,14 @@ class Swarm:
                 return False
         return True
 
+    def may_bring(self, blob_id: str, piece: int) -> bool:
+        """Whether this host may be asked to bring a piece: it is first, or not far behind it.
+
+        Who asks knows why it does not ask those before. This host looks for itself: it asks them, and goes to
+        the origin when they fail. As everybody asks only those before itself, nobody waits for itself.
+        """
+        return self.own_id in self._ranked(blob_id, piece)[:OWNER_TRIES]
+
     def holder_count(self, blob_id: str, piece: int) -> int:
         """How many of the known hosts have a piece."""
         holders = self._holders.get(blob_id, {})

@@ -78,8 +78,8 @@ class Cluster:
             self.scheduler.wait()
             self.scheduler = None
 
-    def scheduler_status(self) -> dict[str, Any] | None:
-        """What it says; None when it does not answer."""
+    def scheduler_status(self) -> Any:
+        """What it says as JSON; None when it does not answer."""
         done = subprocess.run(
             [*PROGRAM, "scheduler", "status", "--json", "--scheduler", self.scheduler_url],
             capture_output=True,

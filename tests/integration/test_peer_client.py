@@ -184,3 +184,27 @@ async def test_a_full_backlog_is_like_a_dead_host() -> None:
         assert trio.current_time() - since < 2 * PATIENCE_S
         for each in kept:
             each.close()
+
+
+async def test_one_of_many_stalled_requests_looks_whether_the_host_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[int] = []
+
+    async def look(host: str, port: int) -> bool:
+        looks.append(port)
+        await trio.sleep(0.05)
+        return port == 1
+
+    monkeypatch.setattr("backend.peers.client.is_reachable", look)
+    client, found = PeerClient(), dict[str, list[bool]]()
+
+    async def ask(url: str) -> None:
+        found.setdefault(url, []).append(await client.is_alive(url))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(ask, "http://10.0.0.1:1")
+            nursery.start_soon(ask, "http://10.0.0.1:2")
+    assert sorted(looks) == [1, 2]
+    assert found == {"http://10.0.0.1:1": [True] * 8, "http://10.0.0.1:2": [False] * 8}

@@ -5,11 +5,12 @@ import os
 import random
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.peer_cluster import PeerHost, peer_cluster, until
+from tests.integration.peer_cluster import Cluster, PeerHost, peer_cluster, until
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
@@ -19,7 +20,7 @@ MIB = 1 << 20
 def make_model(directory: Path, size_bytes: int, seed: int = 1) -> Path:
     directory.mkdir()
     (directory / "model.bin").write_bytes(random.Random(seed).randbytes(size_bytes))
-    (directory / "config.json").write_text("{}")
+    (directory / "config.json").write_text(f"{seed:02}")  # no host has it of another model
     return directory
 
 
@@ -27,20 +28,31 @@ def same(one: Path, other: Path) -> bool:
     return subprocess.run(["diff", "-r", one, other], check=False).returncode == 0
 
 
-def test_the_registry_sends_every_byte_once(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three hosts for tests that leave them as they were."""
+    with peer_cluster(tmp_path_factory.mktemp("peers") / "cluster", 3) as made:
+        yield made
+
+
+def test_the_registry_sends_every_byte_once(cluster: Cluster, tmp_path: Path) -> None:
     source = make_model(tmp_path / "model", 24 * MIB)
-    with peer_cluster(tmp_path / "cluster", 3) as cluster:
-        reference = cluster.build(source, "model:v1")
-        for host in cluster.hosts:
-            host.mount(reference, "--prefetch", "all")
-        for host in cluster.hosts:
-            assert same(source, host.mount_dir)
-        unique = 24 * MIB + 2
-        states = [host.peers() for host in cluster.hosts]
-        assert cluster.origin_bytes() == unique, states
-        received = sum(state["traffic"]["peer_bytes"] for state in states)
-        assert 2 * unique <= received < 2.01 * unique  # with the zeros between files
-        assert all(state["degraded"] == state["wrong_bytes"] == 0 for state in states)
+    reference = cluster.build(source, "model:v1")
+    for host in cluster.hosts:
+        host.mount(reference, "--prefetch", "all")
+    for host in cluster.hosts:
+        assert same(source, host.mount_dir)
+    unique = 24 * MIB + 2
+    states = [host.peers() for host in cluster.hosts]
+    assert cluster.origin_bytes() == unique, states
+    received = sum(state["traffic"]["peer_bytes"] for state in states)
+    assert 2 * unique <= received < 2.01 * unique  # with the zeros between files
+    assert all(state["degraded"] == state["wrong_bytes"] == 0 for state in states)
+    first = cluster.hosts[0]
+    assert first.machine.json("status", "--peers")["members"] == 3
+    assert "from peers" in first.machine.nydus("status", "--peers")
+    for host in cluster.hosts:
+        host.unmount()
 
 
 def flip_cached_bytes(host: PeerHost) -> None:
@@ -113,28 +125,29 @@ def upload_servers(host: PeerHost) -> list[int]:
     return found
 
 
-def test_a_switch_turns_peers_off_everywhere(tmp_path: Path) -> None:
-    source = make_model(tmp_path / "model", 2 * MIB)
-    with peer_cluster(tmp_path / "cluster", 2) as cluster:
-        reference = cluster.build(source, "model:v1")
-        one, other = cluster.hosts
-        one.machine.nydus("scheduler", "disable", "--scheduler", cluster.scheduler_url)
-        until(lambda: not any(host.peers()["enabled"] for host in cluster.hosts), patience_s=5.0)
-        for host in (one, other):
-            host.mount(reference, "--prefetch", "all")
-            assert same(source, host.mount_dir)
-        assert cluster.origin_bytes() == 2 * (2 * MIB + 2)
-        one.machine.nydus("scheduler", "enable", "--scheduler", cluster.scheduler_url)
-        until(lambda: all(host.peers()["enabled"] for host in cluster.hosts), patience_s=5.0)
+def test_a_switch_turns_peers_off_everywhere(cluster: Cluster, tmp_path: Path) -> None:
+    source = make_model(tmp_path / "model", 2 * MIB, seed=3)
+    reference = cluster.build(source, "switched:v1")
+    hosts, before = cluster.hosts, cluster.origin_bytes()
+    machine = hosts[0].machine
+    machine.nydus("scheduler", "disable", "--scheduler", cluster.scheduler_url)
+    until(lambda: not any(host.peers()["enabled"] for host in hosts), patience_s=5.0)
+    for host in hosts:
+        host.mount(reference, "--prefetch", "all")
+        assert same(source, host.mount_dir)
+        host.unmount()
+    assert cluster.origin_bytes() - before == 3 * (2 * MIB + 2)
+    machine.nydus("scheduler", "enable", "--scheduler", cluster.scheduler_url)
+    until(lambda: all(host.peers()["enabled"] for host in hosts), patience_s=5.0)
 
 
-def test_an_owner_serves_what_it_has_not_mounted(tmp_path: Path) -> None:
-    source = make_model(tmp_path / "model", 8 * MIB)
-    with peer_cluster(tmp_path / "cluster", 3) as cluster:
-        reference = cluster.build(source, "model:v1")
-        reader = cluster.hosts[0]
-        reader.mount(reference, "--prefetch", "none")
-        assert same(source, reader.mount_dir)
-        states = [host.peers() for host in cluster.hosts]
-        assert cluster.origin_bytes() == 8 * MIB + 2, states
-        assert sum(state["traffic"]["served_bytes"] for state in states[1:]) > 0
+def test_an_owner_serves_what_it_has_not_mounted(cluster: Cluster, tmp_path: Path) -> None:
+    source = make_model(tmp_path / "model", 8 * MIB, seed=4)
+    reference = cluster.build(source, "guest:v1")
+    reader, before = cluster.hosts[0], cluster.origin_bytes()
+    reader.mount(reference, "--prefetch", "none")
+    assert same(source, reader.mount_dir)
+    states = [host.peers() for host in cluster.hosts]
+    assert cluster.origin_bytes() - before == 8 * MIB + 2, states
+    assert all(state["blobs"] == 1 for state in states[1:])
+    reader.unmount()

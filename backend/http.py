@@ -19,7 +19,7 @@ import httpx
 import trio
 
 from backend.address import display_url
-from backend.contract import BackendError
+from backend.contract import BackendError, Pace
 
 _SEND_PIECE_BYTES = 256 * 1024  # one deadline of `HttpTimeouts.write_s` each: a slow link is not a stall
 _DRAIN_LIMIT_BYTES = 64 * 1024
@@ -143,8 +143,10 @@ class HttpResponse:
         text = self.header("Content-Length") or ""
         return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
-    async def consume(self, sink: Callable[[bytes], bool]) -> None:
+    async def consume(self, sink: Callable[[bytes], bool], pace: Pace | None = None) -> None:
         """Gives the body to `sink` piece by piece, as it arrives, until it ends or `sink` returns False.
+
+        `pace` is awaited after each piece: meanwhile nothing more is received.
 
         Raises `ConnectionFailed` when the body ends early, `Stalled`, and what `sink` raises. A body
         that is not taken to its end costs its connection.
@@ -156,7 +158,10 @@ class HttpResponse:
             with _translated(self.where):
                 async for piece in pieces:
                     self._counters.received_bytes += len(piece)
-                    if not sink(piece):
+                    goes_on = sink(piece)
+                    if pace is not None:
+                        await pace(len(piece))
+                    if not goes_on:
                         break
         finally:
             await self._finish(pieces)

@@ -12,8 +12,19 @@ from fuse.supervisor.main import SOCKET_NAME
 from rafs.errors import NydusError
 from tools.agent_client import AgentAnswer, ask_agent, call
 from tools.agent_command import agent_command
+from tools.limit_options import (
+    LimitDown,
+    LimitOrigin,
+    LimitOriginConcurrency,
+    LimitOriginRequests,
+    LimitTaskDown,
+    LimitTaskUp,
+    LimitUp,
+    flag_values,
+    section_limits,
+)
 from tools.output import talk
-from tools.peer_config import config_path, parse_labels, peer_options, read_section
+from tools.peer_config import config_path, parse_labels, peer_options, read_config
 from tools.settings import Settings, settings_of
 
 UPGRADE_TARGET = "/api/v1/upgrade"
@@ -55,6 +66,13 @@ def run(
     peer_listen: Annotated[
         str | None, typer.Option(help="[ADDRESS]:PORT to serve other hosts at.  [default: :8771]")
     ] = None,
+    limit_up: LimitUp = None,
+    limit_down: LimitDown = None,
+    limit_origin: LimitOrigin = None,
+    limit_origin_requests: LimitOriginRequests = None,
+    limit_origin_concurrency: LimitOriginConcurrency = None,
+    limit_task_up: LimitTaskUp = None,
+    limit_task_down: LimitTaskDown = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file.  [default: /etc/nydus-py/config.toml, if there is one]")
     ] = None,
@@ -73,7 +91,19 @@ def run(
     running = ask_agent(socket_path)
     if running is not None:
         raise AgentRunning(pid=running.pid)
-    section = read_section(config_path(config))
+    limits = flag_values(
+        {
+            "up": limit_up,
+            "down": limit_down,
+            "origin": limit_origin,
+            "origin-requests": limit_origin_requests,
+            "origin-concurrency": limit_origin_concurrency,
+            "task-up": limit_task_up,
+            "task-down": limit_task_down,
+        }
+    )
+    file = read_config(config_path(config))
+    section = file.peers
     section = msgspec.structs.replace(
         section,
         scheduler=scheduler or section.scheduler,
@@ -86,6 +116,7 @@ def run(
         ends_when_idle=False,
         log_level=settings.log_level,
         peers=peer_options(settings, section),
+        limits=msgspec.structs.replace(section_limits(file.limits), **limits),
     )
     become_supervisor(settings.run_dir, command)
 

@@ -20,6 +20,7 @@ import h11
 import trio
 
 from backend.contract import BackendError
+from backend.peers.intake import Intake
 from backend.peers.reach import is_reachable, reach
 from backend.pieces import first_failure
 from backend.priority import FetchClass
@@ -83,23 +84,23 @@ class PeerClient:
         self._idle: dict[tuple[str, FetchClass], list[_Connection]] = defaultdict(list)
 
     async def fetch(
-        self, url: str, request: PeerRequest, buffer: memoryview, pace: Callable[[int], object] | None = None
+        self, url: str, request: PeerRequest, buffer: memoryview, intake: Intake | None = None
     ) -> None:
         """Fills `buffer` with the range that starts at `request.offset`. Raises `PeerFailed`.
 
-        The bytes are not verified. `pace` is told of every part that has arrived.
+        The bytes are not verified. `intake` says how fast they may be received.
         """
         idle = self._idle[url, request.fetch_class]
         while idle:
             connection = idle.pop()
             try:
-                await self._exchange(connection, request, buffer, pace)
+                await self._exchange(connection, request, buffer, intake)
             except _Stale:
                 continue  # closed by the other side while nobody used it
             return
         connection = await self._connect(url)
         try:
-            await self._exchange(connection, request, buffer, pace)
+            await self._exchange(connection, request, buffer, intake)
         except _Stale:
             raise PeerFailed(url, Verdict.DEAD, "hung up") from None
 
@@ -136,7 +137,7 @@ class PeerClient:
         connection: "_Connection",
         request: PeerRequest,
         buffer: memoryview,
-        pace: Callable[[int], object] | None,
+        intake: Intake | None,
     ) -> None:
         """One request on a connection, which is closed or kept afterwards."""
         url, is_whole = connection.url, False
@@ -145,7 +146,7 @@ class PeerClient:
                 watch = _StallWatch(self, connection)
                 nursery.start_soon(watch.run)
                 try:
-                    is_whole = await self._ask(connection, request, buffer, pace)
+                    is_whole = await self._ask(connection, request, buffer, intake)
                 except (OSError, h11.ProtocolError) as error:
                     if connection.heard == 0 and connection.uses > 1:
                         raise _Stale from error
@@ -166,7 +167,7 @@ class PeerClient:
         connection: "_Connection",
         request: PeerRequest,
         buffer: memoryview,
-        pace: Callable[[int], object] | None,
+        intake: Intake | None,
     ) -> bool:
         """Whether the connection can be used again."""
         first, last = request.offset, request.offset + len(buffer) - 1
@@ -181,7 +182,7 @@ class PeerClient:
             headers.append((b"Nydus-Fetch", b"1"))
         head = await connection.ask(f"/v1/blobs/{request.blob_id}/decoded".encode(), headers)
         self._check(connection.url, head, first, last)
-        await connection.receive_body(buffer, pace)
+        await connection.receive_body(buffer, intake)
         return not connection.is_last(head)
 
     def _check(self, url: str, head: h11.Response, first: int, last: int) -> None:
@@ -232,7 +233,7 @@ class _StallWatch:
         heard, since = -1, trio.current_time()
         while True:
             await trio.sleep(STALL_S)
-            if self._connection.heard != heard:
+            if self._connection.heard != heard or self._connection.is_held:
                 heard, since = self._connection.heard, trio.current_time()
                 continue
             silent_s = trio.current_time() - since
@@ -257,6 +258,8 @@ class _Connection:
         self.heard = 0
         """Grows with everything that arrives for the request at hand."""
         self.uses = 0
+        self.is_held = False
+        """It is this host that receives nothing at the moment, because of its limits."""
         self._told = told
         self._wakes_for = 1
         self._host = host.encode()
@@ -309,7 +312,7 @@ class _Connection:
     async def receive_body(
         self,
         buffer: memoryview,
-        pace: Callable[[int], object] | None,
+        intake: Intake | None,
     ) -> None:
         """Fills `buffer` with the body, whose length is that of the buffer; past h11, which would copy it."""
         early = self._http.trailing_data[0]
@@ -317,14 +320,26 @@ class _Connection:
             raise h11.RemoteProtocolError("more than the body")
         buffer[: len(early)] = early
         filled = len(early)
+        await self._pay(filled, intake)
         while filled < len(buffer):
-            self._wake_for(len(buffer) - filled)
-            got = await self._receive_into(buffer[filled : filled + RECEIVE_BYTES])
+            part_bytes = RECEIVE_BYTES if intake is None else min(RECEIVE_BYTES, intake.part_bytes)
+            part = buffer[filled : filled + part_bytes]
+            self._wake_for(len(part))
+            got = await self._receive_into(part)
             if not got:
                 raise ConnectionResetError(f"hung up after {filled} of {len(buffer)} bytes")
             filled += got
-            if pace is not None:
-                pace(got)
+            await self._pay(got, intake)
+
+    async def _pay(self, n_bytes: int, intake: Intake | None) -> None:
+        """Waits as the limits of this host want it."""
+        if intake is None or not n_bytes:
+            return
+        self.is_held = True
+        try:
+            await intake.take(n_bytes)
+        finally:
+            self.is_held = False
 
     def is_last(self, head: h11.Response) -> bool:
         """Whether the other side closes the connection after this answer."""

@@ -45,7 +45,11 @@ class HostLimits:
         self._tree = LimitTree(settings, clock())
         self._rule = YieldRule(clock())
         self._told_bps: float | None = None
+        self._last_yielded_bps: float | None = None
+        self.on_yield: list[Callable[[], None]] = []
+        """Called when `yielded_bps` has changed."""
         self._owned: dict[object, Claim] = {}
+        self._wanted_bytes = 0
         self._changed = trio.Event()
 
     async def take(
@@ -118,15 +122,22 @@ class HostLimits:
         return self._rule.rate_bps(self._tree.settings.host_up_bps, self._clock())
 
     @asynccontextmanager
-    async def origin_request(self, fetch_class: FetchClass) -> AsyncIterator[None]:
-        """Waits until the origin may be asked and holds one of its places; its bytes go through `take`."""
+    async def origin_request(self, fetch_class: FetchClass, n_bytes: int = 0) -> AsyncIterator[None]:
+        """Waits until the origin may be asked and holds one of its places; its bytes go through `take`.
+
+        `n_bytes` are what the answer will bring: they count as wanted until then.
+        """
         event = trio.Event()
-        await self._wait(self._tree.origin_request(fetch_class, notify=event.set), event)
+        self._wanted_bytes += n_bytes
         try:
-            yield
+            await self._wait(self._tree.origin_request(fetch_class, notify=event.set), event)
+            try:
+                yield
+            finally:
+                self._tree.end_request(self._clock())
+                self._pump()
         finally:
-            self._tree.end_request(self._clock())
-            self._pump()
+            self._wanted_bytes -= n_bytes
 
     def change(self, settings: LimitSettings) -> None:
         """Other limits from now on, for those that wait as well."""
@@ -142,6 +153,11 @@ class HostLimits:
         """Holds the origin to what the cluster has leased to this host."""
         self._tree.lease_origin(lease, self._clock())
         self._pump()
+
+    @property
+    def lease(self) -> OriginShare | None:
+        """What the cluster has lent; None while it says nothing."""
+        return self._tree.lease
 
     @property
     def settings(self) -> LimitSettings:
@@ -176,9 +192,14 @@ class HostLimits:
             self._changed.set()
 
     def _apply_rule(self) -> None:
-        rates = [each for each in (self.yielded_bps, self._told_bps) if each is not None]
+        yielded_bps = self.yielded_bps
+        rates = [each for each in (yielded_bps, self._told_bps) if each is not None]
         self._tree.yield_up(min(rates, default=None), self._clock())
         self._pump()
+        if yielded_bps != self._last_yielded_bps:
+            self._last_yielded_bps = yielded_bps
+            for told in self.on_yield:
+                told()
 
     async def _run(self) -> None:
         """Lets claims through as time passes."""

@@ -13,9 +13,11 @@ import logging
 import socket
 import ssl
 from collections import Counter
+from collections.abc import Callable
 
 import trio
 
+from backend.peers.body import SLICE_BYTES
 from backend.peers.connection import serve_connection
 from backend.peers.page_cache import PageCache
 from backend.peers.refusal import Dropped, Refusal
@@ -44,6 +46,7 @@ async def serve_peers(
     options: ServerOptions,
     counters: ServerCounters,
     *,
+    slice_bytes: Callable[[], int] = lambda: SLICE_BYTES,
     ssl_context: ssl.SSLContext | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -51,7 +54,8 @@ async def serve_peers(
     pages = PageCache(options.disk_threads, counters)
     listener.setblocking(False)
     async with trio.open_nursery() as nursery:
-        server = _Server(Site(shelf, admission, pace, options, counters, pages, nursery), ssl_context)
+        site = Site(shelf, admission, pace, options, counters, pages, nursery, slice_bytes)
+        server = _Server(site, ssl_context)
         task_status.started()
         while True:
             await trio.lowlevel.wait_readable(listener)

@@ -1,5 +1,6 @@
 """What all connections of one upload server share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -12,7 +13,10 @@ from backend.peers.server_options import ServerOptions
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The parts of the host that the server works with, its limits, its counters and its tasks."""
+    """The parts of the host that the server works with, its limits, its counters and its tasks.
+
+    `slice_bytes`: the most that `pace` lets through in one go without lumps.
+    """
 
     shelf: Shelf
     admission: Admission
@@ -21,3 +25,4 @@ class Site:
     counters: ServerCounters
     pages: PageCache
     nursery: trio.Nursery
+    slice_bytes: Callable[[], int]

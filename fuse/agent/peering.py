@@ -17,6 +17,7 @@ from backend.http import HttpClient, HttpOptions
 from backend.peers.announcer import Announcer
 from backend.peers.client import PeerClient
 from backend.peers.hub import PeerHub
+from backend.peers.limit_control import LimitControl, LimitStatus
 from backend.peers.wire import HostInfo, Traffic
 from backend.registry import RegistryOptions
 from backend.shelf import BlobShelf
@@ -55,6 +56,7 @@ class PeerStatus(msgspec.Struct, frozen=True):
     busy_answers: int
     by_peer: dict[str, int]
     refused: dict[str, int]
+    limits: LimitStatus
 
 
 @dataclass(slots=True)
@@ -63,6 +65,7 @@ class Peering:
 
     options: PeerOptions
     hub: PeerHub
+    control: LimitControl
     listener: socket.socket
     shelf: BlobShelf
     announcer: Announcer | None = field(default=None, init=False)
@@ -76,8 +79,8 @@ class Peering:
             ca_file=Path(options.ca_file) if options.ca_file else None,
             insecure_skip_verify=options.insecure,
         )
-        guests = GuestImages(self.hub, Path(options.cache_dir), self.shelf, registry)
-        self.uploads = Uploads(self.hub, self.listener, options.upload_command, guests.open)
+        guests = GuestImages(self.hub, Path(options.cache_dir), self.shelf, registry, self.control.limits)
+        self.uploads = Uploads(self.hub, self.control, self.listener, options.upload_command, guests.open)
         async with HttpClient(HttpOptions()) as http, trio.open_nursery() as nursery:
             self.announcer = Announcer(self.hub, options.schedulers, http)
             nursery.start_soon(self.announcer.run)
@@ -103,11 +106,16 @@ class Peering:
             busy_answers=counters.busy_answers,
             by_peer=dict(counters.by_peer),
             refused=counters.refused,
+            limits=self.control.status(),
         )
 
 
 async def open_peering(
-    options: PeerOptions, held: socket.socket | None, keeper: Keeper, shelf: BlobShelf
+    options: PeerOptions,
+    control: LimitControl,
+    held: socket.socket | None,
+    keeper: Keeper,
+    shelf: BlobShelf,
 ) -> Peering:
     """`held`: the listening socket that an agent before this one has left. Raises `PeersUnavailable`."""
     listener = held
@@ -121,7 +129,7 @@ async def open_peering(
     own = HostInfo(
         options.host_id or f"{shown}:{port}", f"http://{shown}:{port}", options.zone, options.labels
     )
-    return Peering(options, PeerHub(own, PeerClient(own.url)), listener, shelf)
+    return Peering(options, PeerHub(own, PeerClient(own.url)), control, listener, shelf)
 
 
 def _listen(address: str) -> socket.socket:

@@ -13,6 +13,8 @@ from pathlib import Path
 import msgspec
 import trio
 
+from backend.peers.limit_settings import LimitSettings
+from backend.peers.limits import HostLimits, open_limits
 from backend.peers.send_turns import SendTurns
 from backend.peers.served import Admit, BlobRequest, Busy, NotAvailable, Redirect, ServedFile
 from backend.peers.served_cache import CachedFile, RequestedFile
@@ -20,13 +22,21 @@ from backend.peers.server import serve_peers
 from backend.peers.server_counters import ServerCounters
 from backend.peers.server_options import ServerOptions
 from backend.peers.upload_slots import UploadSlots
-from fuse.agent.upload_protocol import Failure, FetchRequest, OpenRequest, ServedBlob, UploadTraffic
+from fuse.agent.upload_protocol import (
+    Failure,
+    FetchRequest,
+    OpenRequest,
+    ServedBlob,
+    UploadLimits,
+    UploadTraffic,
+)
 from fuse.packets import receive_packet, send_packet
 from fuse.supervisor.channel import Packet, close_all
 
 log = logging.getLogger(__name__)
 
-TRAFFIC_PAUSE_S = 0.5
+TRAFFIC_PAUSE_S = 0.05
+"""The agent finds out in trials of 0.1 s whether serving costs its own reads anything."""
 
 
 class UploadProcess:
@@ -39,6 +49,8 @@ class UploadProcess:
         self._files: dict[str, CachedFile] = {}
         self._counters = ServerCounters()
         self._turns = SendTurns()
+        self._limits: HostLimits
+        self._told_limits = trio.Event()
         self._slots = UploadSlots(
             lambda blob_id: self._files[blob_id].size_bytes, time.monotonic, lambda: len(self._turns)
         )
@@ -48,14 +60,24 @@ class UploadProcess:
 
     async def run(self) -> None:
         """Serves until the agent goes."""
-        async with trio.open_nursery() as nursery:
+        async with open_limits(LimitSettings()) as self._limits, trio.open_nursery() as nursery:
             nursery.start_soon(self._report)
-            nursery.start_soon(
-                serve_peers, self._listener, self, self, self._pace, ServerOptions(), self._counters
-            )
+            nursery.start_soon(self._serve)
             while (packet := await receive_packet(self._channel)) is not None:
                 await self._take(packet)
             nursery.cancel_scope.cancel()
+
+    async def _serve(self) -> None:
+        await self._told_limits.wait()
+        await serve_peers(
+            self._listener,
+            self,
+            self,
+            self._pace,
+            ServerOptions(),
+            self._counters,
+            slice_bytes=lambda: self._limits.part_bytes,
+        )
 
     async def open(self, request: BlobRequest) -> ServedFile | None:
         """See `Shelf`."""
@@ -90,6 +112,7 @@ class UploadProcess:
 
     async def _pace(self, count: int, request: BlobRequest) -> None:
         await self._turns.take(request)
+        await self._limits.pace(count, request)
 
     async def _ask(self, do: str, question: OpenRequest | FetchRequest, number: int) -> None:
         """Asks the agent and waits for its answer. Raises `NotAvailable`."""
@@ -110,7 +133,9 @@ class UploadProcess:
             await self._take_blob(msgspec.convert(packet.values, ServedBlob), packet.descriptors)
             return
         close_all(packet.descriptors)
-        if packet.do == "drop":
+        if packet.do == "limits":
+            self._take_limits(msgspec.convert(packet.values, UploadLimits))
+        elif packet.do == "drop":
             self._files.pop(packet.values["blob_id"], None)
         elif packet.do in ("done", "failed"):
             reply = self._waiting.get(int(packet.values["number"]))
@@ -118,6 +143,12 @@ class UploadProcess:
                 if packet.do == "failed":
                     reply.why = msgspec.convert(packet.values, Failure).why
                 reply.arrived.set()
+
+    def _take_limits(self, told: UploadLimits) -> None:
+        if told.settings != self._limits.settings:
+            self._limits.change(told.settings)
+        self._limits.yield_up(told.yielded_bps)
+        self._told_limits.set()
 
     async def _take_blob(self, blob: ServedBlob, descriptors: tuple[int, ...]) -> None:
         data, chunk_map, fresh = descriptors

@@ -1,0 +1,91 @@
+"""Limits of real hosts: what passes is counted over 5 s, by the hosts themselves."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fuse.supervisor.main import SOCKET_NAME
+from tests.integration.peer_cluster import Cluster, PeerHost, peer_cluster, until
+from tests.integration.test_peers import make_model, same
+from tools.agent_client import PeersAnswer, ask_agent
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
+
+MIB = 1 << 20
+WINDOW_S = 5.0
+
+
+def state(host: PeerHost) -> PeersAnswer:
+    agent = ask_agent(host.machine.directory / "run" / SOCKET_NAME)
+    assert agent is not None
+    assert agent.peers is not None
+    return agent.peers
+
+
+def rates(hosts: list[PeerHost], field: str) -> list[float]:
+    """Bytes per second of each host over `WINDOW_S`."""
+    before = [(time.monotonic(), getattr(state(host).traffic, field)) for host in hosts]
+    time.sleep(WINDOW_S)  # it is the time itself that is measured
+    after = [(time.monotonic(), getattr(state(host).traffic, field)) for host in hosts]
+    return [(b[1] - a[1]) / (b[0] - a[0]) for a, b in zip(before, after, strict=True)]
+
+
+def keeps_to(measured: float, limit: float) -> bool:
+    """Within 5 %; less is no breach of a limit, only a sign of a busy machine, or of nothing to send."""
+    print(f"{measured / limit:.3f} of the limit")
+    return 0.8 * limit <= measured <= 1.05 * limit
+
+
+@contextmanager
+def reading(host: PeerHost, reference: str) -> Iterator[None]:
+    """Has a host fetch all of an image, and goes on at once."""
+    mounting = threading.Thread(target=host.mount, args=(reference, "--prefetch", "all"))
+    mounting.start()
+    try:
+        yield
+    finally:
+        mounting.join()
+
+
+def held(cluster: Cluster, host: PeerHost, source: Path) -> str:
+    """The name of an image of which `host` has everything."""
+    reference = cluster.build(source, "model:v1")
+    host.mount(reference, "--prefetch", "all")
+    assert same(source, host.mount_dir)
+    return reference
+
+
+def test_what_a_host_sends_keeps_to_its_limit_and_to_another_one_at_once(tmp_path: Path) -> None:
+    source = make_model(tmp_path / "model", 100 * MIB)
+    with peer_cluster(tmp_path / "cluster", 2) as cluster:
+        giver, taker = cluster.hosts
+        reference = held(cluster, giver, source)
+        giver.machine.nydus("limits", "set", "--limit-up", "2MiB/s")
+        with reading(taker, reference):
+            until(lambda: state(giver).traffic.served_bytes > MIB)
+            assert keeps_to(rates([giver], "served_bytes")[0], 2 * MIB)
+            changed = giver.machine.json("limits", "set", "--limit-up", "4MiB/s")
+            assert changed["effective"]["host_up_bps"] == 4 * MIB  # type: ignore[index]
+            assert keeps_to(rates([giver], "served_bytes")[0], 4 * MIB)
+            giver.machine.nydus("limits", "set", "--limit-up", "none")
+            assert same(source, taker.mount_dir)
+
+
+def test_what_a_host_receives_keeps_to_its_limit(tmp_path: Path) -> None:
+    source = make_model(tmp_path / "model", 100 * MIB)
+    with peer_cluster(tmp_path / "cluster", 1) as cluster:
+        (giver,) = cluster.hosts
+        taker = cluster.add_host("--limit-down", "4MiB/s")
+        cluster.wait_acquainted()
+        reference = held(cluster, giver, source)
+        with reading(taker, reference):
+            until(lambda: state(taker).limits.statistics["down_bytes"] > MIB)
+            before = state(taker).limits.statistics["down_bytes"]
+            time.sleep(WINDOW_S)
+            received = state(taker).limits.statistics["down_bytes"] - before
+            assert keeps_to(received, 4 * MIB * WINDOW_S)
+        assert "limits: down 4.0 MiB/s" in taker.machine.nydus("status", "--peers")

@@ -5,14 +5,27 @@ import socket
 from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
+import msgspec
 import trio
 import typer
 
-from backend.peers.scheduler import Scheduler, SchedulerStatus, Switch, new_epoch
+from backend.peers.leases import OriginShare
+from backend.peers.scheduler import LimitsStatus, Scheduler, SchedulerStatus, Switch, new_epoch, new_leases
 from backend.peers.scheduler_state import SchedulerState
 from backend.peers.scope import ScopeRule
-from backend.peers.wire import STATUS_TARGET, SWITCH_TARGET
+from backend.peers.wire import LIMITS_TARGET, STATUS_TARGET, SWITCH_TARGET, LimitsChange
 from rafs.errors import NydusError
+from tools.limit_options import (
+    LimitDown,
+    LimitOrigin,
+    LimitOriginConcurrency,
+    LimitOriginRequests,
+    LimitTaskDown,
+    LimitTaskUp,
+    LimitUp,
+    flag_values,
+    limit_lines,
+)
 from tools.output import JsonOption, emit, talk
 from tools.runtime import run_async
 from tools.scheduler_client import ask_scheduler
@@ -30,7 +43,10 @@ class CannotListen(NydusError):
 
 def run(
     action: Annotated[
-        str, typer.Argument(help="Nothing to serve; or status, enable, disable to ask a running scheduler.")
+        str,
+        typer.Argument(
+            help="Nothing to serve; or status, limits, enable, disable to ask a running scheduler."
+        ),
     ] = "serve",
     listen: Annotated[str, typer.Option(help="Address and port to listen on.")] = ":8770",
     scope: Annotated[
@@ -40,24 +56,73 @@ def run(
         bool, typer.Option("--trust-addresses", help="Believe hosts behind NAT what address they have.")
     ] = False,
     url: Annotated[
-        str, typer.Option("--scheduler", help="The scheduler that status, enable and disable ask.")
+        str, typer.Option("--scheduler", help="The scheduler that status, limits, enable and disable ask.")
     ] = DEFAULT_URL,
+    limit_up: LimitUp = None,
+    limit_down: LimitDown = None,
+    limit_origin: LimitOrigin = None,
+    limit_origin_requests: LimitOriginRequests = None,
+    limit_origin_concurrency: LimitOriginConcurrency = None,
+    limit_task_up: LimitTaskUp = None,
+    limit_task_down: LimitTaskDown = None,
+    cluster_origin: Annotated[
+        str | None, typer.Option(help="What all hosts together receive from the registry: 500MiB/s.")
+    ] = None,
+    cluster_origin_requests: Annotated[
+        str | None, typer.Option(help="Requests to the registry in a second, of all hosts together.")
+    ] = None,
+    cluster_origin_concurrency: Annotated[
+        str | None, typer.Option(help="Requests to the registry at once, of all hosts together.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve until told to end. State is in memory only: hosts tell a new scheduler everything again."""
+    """Serve until told to end. State is in memory only: hosts tell a new scheduler everything again.
+
+    Limits count for every host, beside its own. `nydus-py scheduler limits` shows those of a running
+    scheduler, or changes those that are named; every host hears of it within 2 s.
+    """
+    change = LimitsChange(
+        flag_values(
+            {
+                "up": limit_up,
+                "down": limit_down,
+                "origin": limit_origin,
+                "origin-requests": limit_origin_requests,
+                "origin-concurrency": limit_origin_concurrency,
+                "task-up": limit_task_up,
+                "task-down": limit_task_down,
+            }
+        ),
+        flag_values(
+            {
+                "origin": cluster_origin,
+                "origin-requests": cluster_origin_requests,
+                "origin-concurrency": cluster_origin_concurrency,
+            },
+            "--cluster-",
+        ),
+    )
     if action == "serve":
-        scheduler = Scheduler(SchedulerState(new_epoch(), ScopeRule(scope)), trusts_addresses=trust_addresses)
+        state = SchedulerState(new_epoch(), ScopeRule(scope), leases=new_leases())
+        state.change_limits(change.applied_to(state.limits))
+        scheduler = Scheduler(state, trusts_addresses=trust_addresses)
         listener = listen_on(listen)
         talk(f"scheduler listens on {listener.getsockname()[0]} port {listener.getsockname()[1]}")
         run_async(lambda: _serve(scheduler, listener))
     elif action == "status":
         status = ask_scheduler(url, "GET", STATUS_TARGET, SchedulerStatus)
         emit(status, as_json=as_json, render=_lines)
+    elif action == "limits":
+        if change.hosts or change.cluster:
+            limits = ask_scheduler(url, "POST", LIMITS_TARGET, LimitsStatus, change)
+        else:
+            limits = ask_scheduler(url, "GET", LIMITS_TARGET, LimitsStatus)
+        emit(limits, as_json=as_json, render=_limit_lines)
     elif action in ("enable", "disable"):
         ask_scheduler(url, "POST", SWITCH_TARGET, Switch, Switch(action == "enable"))
         talk(f"peers are {action}d; every host hears of it within 2 s")
     else:
-        raise typer.BadParameter(f"{action}: serve, status, enable or disable")
+        raise typer.BadParameter(f"{action}: serve, status, limits, enable or disable")
 
 
 def listen_on(address: str) -> socket.socket:
@@ -87,6 +152,7 @@ def _lines(status: SchedulerStatus) -> Iterator[str]:
         f"{len(status.hosts)} hosts, peers {'on' if status.peers_enabled else 'OFF'}; "
         f"from the origin {format_size(traffic.origin_bytes)}, from peers {format_size(traffic.peer_bytes)}"
     )
+    yield from _limit_lines(status.limits)
     for host in status.hosts:
         traffic = host.traffic
         yield (
@@ -99,3 +165,13 @@ def _lines(status: SchedulerStatus) -> Iterator[str]:
             f"blob {blob.blob_id[:12]} in {blob.scope}: {blob.hosts} hosts, "
             f"{blob.pieces_held} of {blob.pieces} pieces are somewhere"
         )
+
+
+def _limit_lines(limits: LimitsStatus) -> Iterator[str]:
+    yield f"limits of each host: {', '.join(limit_lines(msgspec.structs.asdict(limits.hosts))) or 'none'}"
+    yield f"limits of all together: {_origin_line(limits.origin)}; lent: {_origin_line(limits.granted)}"
+
+
+def _origin_line(share: OriginShare) -> str:
+    values = {"origin_bps": share.bps, "origin_rps": share.rps, "origin_concurrency": share.concurrency}
+    return ", ".join(limit_lines(values)) or "no limit"

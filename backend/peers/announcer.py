@@ -14,6 +14,8 @@ import trio
 from backend.contract import BackendError
 from backend.http import HttpClient, HttpRequest
 from backend.peers.hub import PeerHub
+from backend.peers.leases import HostLease
+from backend.peers.limit_control import LimitControl
 from backend.peers.wire import ANNOUNCE_TARGET, Announce, Answer, Holding
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,9 @@ class SchedulerRefused(BackendError):
 class Announcer:
     """See above. `urls` of the schedulers, the preferred one first."""
 
-    def __init__(self, hub: PeerHub, urls: Sequence[str], http: HttpClient) -> None:
+    def __init__(self, hub: PeerHub, urls: Sequence[str], http: HttpClient, control: LimitControl) -> None:
+        self._control = control
+        self._lease = HostLease()
         self.scheduler = ""
         """The one that answered last; "" while none does."""
         self._hub = hub
@@ -62,6 +66,7 @@ class Announcer:
     async def _announce_once(self) -> float:
         """One announcement; how long to wait until the next one."""
         url = self._urls[self._at]
+        asked_at = trio.current_time()
         announce = self._composed()
         try:
             answer = await self._send(url, announce)
@@ -70,6 +75,7 @@ class Announcer:
                 log.info("%s; going on with %d known hosts", error, len(self._hub.swarm.members))
             self.scheduler = ""
             self._must_tell_everything = True
+            self._control.limits.lease_origin(self._lease.share(trio.current_time()))
             self._at = (self._at + 1) % len(self._urls)
             return RETRY_PAUSE_S
         self.scheduler = url
@@ -79,9 +85,16 @@ class Announcer:
         self._members_version = answer.members.version
         self._must_tell_everything = answer.wants_everything
         self._hub.swarm.take(answer)
+        self._take_limits(answer, asked_at)
         self._hub.note_news()
         self._hub.known.set()
         return 0.0 if answer.wants_everything else min(max(answer.interval_s, 0.05), 10.0)
+
+    def _take_limits(self, answer: Answer, asked_at: float) -> None:
+        self._control.set_cluster(answer.limits)
+        if answer.lease is not None:
+            self._lease.renew(answer.lease, asked_at)
+        self._control.limits.lease_origin(self._lease.share(trio.current_time()))
 
     def _composed(self) -> Announce:
         hub, everything = self._hub, self._must_tell_everything
@@ -109,6 +122,8 @@ class Announcer:
             traffic=hub.counters.traffic(),
             uploads=hub.uploads,
             bad_peers=bad_peers,
+            origin_wants=self._control.limits.origin_demand(),
+            lease_seen=self._lease.seen,
         )
 
     async def _leave(self) -> None:

@@ -14,14 +14,19 @@ import msgspec
 import trio
 
 from backend.json_api import ApiRequest, serve_api
+from backend.peers.lease_book import LeaseBook
+from backend.peers.leases import OriginShare
+from backend.peers.limit_settings import LimitSettings
 from backend.peers.scheduler_state import AnnounceRefused, SchedulerState
 from backend.peers.wire import (
     ANNOUNCE_TARGET,
+    LIMITS_TARGET,
     STATUS_TARGET,
     SWITCH_TARGET,
     Announce,
     Answer,
     HostInfo,
+    LimitsChange,
     Traffic,
 )
 
@@ -60,6 +65,15 @@ class SchedulerStatus(msgspec.Struct, frozen=True):
     traffic: Traffic
     hosts: list[HostStatus]
     blobs: list[SwarmStatus]
+    limits: "LimitsStatus"
+
+
+class LimitsStatus(msgspec.Struct, frozen=True):
+    """The limits of the cluster; `granted`: what all hosts together may ask of the origin at the moment."""
+
+    hosts: LimitSettings
+    origin: OriginShare
+    granted: OriginShare
 
 
 class Switch(msgspec.Struct, frozen=True):
@@ -88,6 +102,8 @@ class Scheduler:
             ("POST", ANNOUNCE_TARGET): self._announce,
             ("GET", STATUS_TARGET): self._status,
             ("POST", SWITCH_TARGET): self._switch,
+            ("GET", LIMITS_TARGET): self._limits,
+            ("POST", LIMITS_TARGET): self._change_limits,
         }
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._expire)
@@ -117,7 +133,22 @@ class Scheduler:
             traffic=state.traffic(),
             hosts=hosts,
             blobs=[SwarmStatus(*swarm) for swarm in state.swarms()],
+            limits=self._limits_status(),
         )
+
+    async def _limits(self, call: ApiRequest) -> LimitsStatus:
+        await trio.lowlevel.checkpoint()
+        return self._limits_status()
+
+    async def _change_limits(self, call: ApiRequest) -> LimitsStatus:
+        await trio.lowlevel.checkpoint()
+        change = msgspec.json.decode(call.body, type=LimitsChange)
+        self.state.change_limits(change.applied_to(self.state.limits))
+        return self._limits_status()
+
+    def _limits_status(self) -> LimitsStatus:
+        limits = self.state.limits
+        return LimitsStatus(limits.hosts, limits.origin, self.state.granted(self._clock()))
 
     async def _switch(self, call: ApiRequest) -> Switch:
         await trio.lowlevel.checkpoint()
@@ -129,6 +160,11 @@ class Scheduler:
         while True:
             await trio.sleep(EXPIRE_PAUSE_S)
             self.state.expire(self._clock())
+
+
+def new_leases(clock: Callable[[], float] = time.monotonic) -> LeaseBook:
+    """A book whose numbers are above those of any scheduler before."""
+    return LeaseBook(OriginShare(), clock(), first_number=int(time.time() * 1000))
 
 
 def new_epoch() -> str:

@@ -82,7 +82,7 @@ class Peering:
         guests = GuestImages(self.hub, Path(options.cache_dir), self.shelf, registry, self.control.limits)
         self.uploads = Uploads(self.hub, self.control, self.listener, options.upload_command, guests.open)
         async with HttpClient(HttpOptions()) as http, trio.open_nursery() as nursery:
-            self.announcer = Announcer(self.hub, options.schedulers, http)
+            self.announcer = Announcer(self.hub, options.schedulers, http, self.control)
             nursery.start_soon(self.announcer.run)
             nursery.start_soon(self.uploads.run)
             nursery.start_soon(guests.run)

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -89,3 +89,29 @@ def test_what_a_host_receives_keeps_to_its_limit(tmp_path: Path) -> None:
             received = state(taker).limits.statistics["down_bytes"] - before
             assert keeps_to(received, 4 * MIB * WINDOW_S)
         assert "limits: down 4.0 MiB/s" in taker.machine.nydus("status", "--peers")
+
+
+def test_all_hosts_together_keep_to_the_limit_of_the_origin(tmp_path: Path) -> None:
+    limit = 6 * MIB
+    with peer_cluster(tmp_path / "cluster", 3) as cluster, ExitStack() as readers:
+        at = ("--scheduler", cluster.scheduler_url)
+        machine = cluster.hosts[0].machine
+        shown = machine.json("scheduler", "limits", "--cluster-origin", "6MiB/s", "--limit-up", "9MiB/s", *at)
+        assert shown["origin"]["bps"] == limit  # type: ignore[index]
+        until(lambda: all((state(host).limits.lease or {}).get("bps") for host in cluster.hosts))
+        assert state(cluster.hosts[0]).limits.effective["host_up_bps"] == 9 * MIB
+        for number, host in enumerate(cluster.hosts):  # nothing that one could have from another
+            source = make_model(tmp_path / f"model{number}", 32 * MIB, seed=number)
+            readers.enter_context(reading(host, cluster.build(source, f"model{number}:v1")))
+        until(lambda: sum(asked(host) for host in cluster.hosts) > 6 * MIB)
+        before, began = sum(asked(host) for host in cluster.hosts), time.monotonic()
+        time.sleep(WINDOW_S)
+        after, ended = sum(asked(host) for host in cluster.hosts), time.monotonic()
+        assert keeps_to((after - before) / (ended - began), limit)
+        machine.nydus("scheduler", "limits", "--cluster-origin", "none", *at)
+        until(lambda: all((state(host).limits.lease or {}).get("bps") is None for host in cluster.hosts))
+
+
+def asked(host: PeerHost) -> int:
+    """Encoded bytes that a host has received from the registry."""
+    return state(host).limits.statistics["origin_bytes"]

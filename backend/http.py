@@ -72,12 +72,16 @@ class HttpTimeouts:
 
 @dataclass(frozen=True, slots=True)
 class HttpOptions:
-    """How to reach servers. `ca_file` (PEM) is trusted beside the system's certificates."""
+    """How to reach servers. `ca_file` (PEM) is trusted beside the system's certificates.
+
+    `ssl_context` stands in place of all that, for servers that want a certificate of this host.
+    """
 
     ca_file: Path | None = None
     insecure_skip_verify: bool = False
     timeouts: HttpTimeouts = field(default_factory=HttpTimeouts)
     connections: int = 16
+    ssl_context: ssl.SSLContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +318,8 @@ class _Body(httpx.AsyncByteStream):
 
 
 def _tls_context(options: HttpOptions) -> ssl.SSLContext:
+    if options.ssl_context is not None:
+        return options.ssl_context
     context = ssl.create_default_context()
     if options.insecure_skip_verify:
         context.check_hostname = False

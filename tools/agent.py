@@ -1,5 +1,6 @@
 """`nydus-py agent`: the process that serves all mounts of this host, under its supervisor."""
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,11 @@ from tools.settings import Settings, settings_of
 
 UPGRADE_TARGET = "/api/v1/upgrade"
 UPGRADE_TIMEOUT_S = 60.0
+
+PkiOption = Annotated[
+    Path | None,
+    typer.Option(help="Directory of `nydus-py pki issue`: other hosts are reached with mutual TLS."),
+]
 
 
 class AgentRunning(NydusError):
@@ -66,6 +72,7 @@ def run(
     peer_listen: Annotated[
         str | None, typer.Option(help="[ADDRESS]:PORT to serve other hosts at.  [default: :8771]")
     ] = None,
+    pki: PkiOption = None,
     limit_up: LimitUp = None,
     limit_down: LimitDown = None,
     limit_origin: LimitOrigin = None,
@@ -91,17 +98,7 @@ def run(
     running = ask_agent(socket_path)
     if running is not None:
         raise AgentRunning(pid=running.pid)
-    limits = flag_values(
-        {
-            "up": limit_up,
-            "down": limit_down,
-            "origin": limit_origin,
-            "origin-requests": limit_origin_requests,
-            "origin-concurrency": limit_origin_concurrency,
-            "task-up": limit_task_up,
-            "task-down": limit_task_down,
-        }
-    )
+    limits = flag_values(ctx.params)
     file = read_config(config_path(config))
     section = file.peers
     section = msgspec.structs.replace(
@@ -110,6 +107,7 @@ def run(
         zone=section.zone if zone is None else zone,
         labels={**section.labels, **parse_labels(label or ())},
         peer_listen=peer_listen or section.peer_listen,
+        pki=os.fspath(pki) if pki else section.pki,
     )
     command = agent_command(
         settings.run_dir,

@@ -29,16 +29,28 @@ LimitOriginConcurrency = Annotated[str | None, typer.Option(help="Requests to th
 LimitTaskUp = Annotated[str | None, typer.Option(help="What this host sends of each blob.")]
 LimitTaskDown = Annotated[str | None, typer.Option(help="What this host receives of each blob.")]
 
+ClusterOrigin = Annotated[
+    str | None, typer.Option(help="What all hosts together receive from the registry: 500MiB/s.")
+]
+ClusterOriginRequests = Annotated[
+    str | None, typer.Option(help="Requests to the registry in a second, of all hosts together.")
+]
+ClusterOriginConcurrency = Annotated[
+    str | None, typer.Option(help="Requests to the registry at once, of all hosts together.")
+]
 
-def flag_values(texts: Mapping[str, str | None], prefix: str = "--limit-") -> dict[str, int | None]:
-    """The limits that were given, by field; a usage error names the flag."""
+
+def flag_values(parameters: Mapping[str, object], prefix: str = "limit") -> dict[str, int | None]:
+    """The limits among the parameters of a verb (`limit_up`), by field; a usage error names the flag."""
     values: dict[str, int | None] = {}
-    for name, text in texts.items():
+    for name, field in FIELDS.items():
+        flag = f"{prefix}-{name}"
+        text = parameters.get(flag.replace("-", "_"))
         if text is not None:
             try:
-                values[FIELDS[name]] = read_limit(FIELDS[name], text)
+                values[field] = read_limit(field, text)
             except LimitInvalid as error:
-                raise typer.BadParameter(str(error.fields["why"]), param_hint=prefix + name) from error
+                raise typer.BadParameter(str(error.fields["why"]), param_hint=f"--{flag}") from error
     return values
 
 

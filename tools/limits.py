@@ -45,17 +45,7 @@ def change(
 
     They last until the agent is started again with other ones.
     """
-    values = flag_values(
-        {
-            "up": limit_up,
-            "down": limit_down,
-            "origin": limit_origin,
-            "origin-requests": limit_origin_requests,
-            "origin-concurrency": limit_origin_concurrency,
-            "task-up": limit_task_up,
-            "task-down": limit_task_down,
-        }
-    )
+    values = flag_values(ctx.params)
     if not values:
         raise typer.BadParameter("name a limit, --limit-up 50MiB/s for example")
     emit(_ask(settings_of(ctx).run_dir, LimitsChange(values)), as_json=as_json, render=lines)

@@ -33,6 +33,7 @@ class PeerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: dict[str, str] = {}
     peer_listen: str = ":8771"
     host_id: str = ""
+    pki: str = ""
 
 
 class ConfigFile(msgspec.Struct, frozen=True):
@@ -69,6 +70,7 @@ def peer_options(settings: Settings, section: PeerSection) -> PeerOptions | None
     """What the agent is told; None when no scheduler is named."""
     if not section.scheduler:
         return None
+    pki = os.path.abspath(section.pki) if section.pki else None
     return PeerOptions(
         schedulers=section.scheduler,
         cache_dir=os.fspath(settings.cache_dir),
@@ -76,6 +78,7 @@ def peer_options(settings: Settings, section: PeerSection) -> PeerOptions | None
             *python_command("tools.upload_process"),
             "--log-level",
             settings.log_level.value,
+            *(["--pki", pki] if pki else []),
         ],
         zone=section.zone,
         labels=section.labels,
@@ -84,6 +87,7 @@ def peer_options(settings: Settings, section: PeerSection) -> PeerOptions | None
         plain_http=True if settings.plain_http else None,
         ca_file=os.fspath(settings.ca_file) if settings.ca_file else None,
         insecure=settings.insecure_skip_verify,
+        pki=pki,
     )
 
 

@@ -1,8 +1,10 @@
 """`nydus-py scheduler`: the process through which hosts find each other, and what it knows."""
 
+import functools
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -13,9 +15,13 @@ from backend.peers.leases import OriginShare
 from backend.peers.scheduler import LimitsStatus, Scheduler, SchedulerStatus, Switch, new_epoch, new_leases
 from backend.peers.scheduler_state import SchedulerState
 from backend.peers.scope import ScopeRule
+from backend.peers.tls import PeerTls, TlsFiles
 from backend.peers.wire import LIMITS_TARGET, STATUS_TARGET, SWITCH_TARGET, LimitsChange
 from rafs.errors import NydusError
 from tools.limit_options import (
+    ClusterOrigin,
+    ClusterOriginConcurrency,
+    ClusterOriginRequests,
     LimitDown,
     LimitOrigin,
     LimitOriginConcurrency,
@@ -33,6 +39,14 @@ from tools.sizes import format_size
 
 DEFAULT_URL = "http://127.0.0.1:8770"
 
+PkiOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Directory of `nydus-py pki issue`, for mutual TLS; "
+        "to change something needs a certificate with --scope admin."
+    ),
+]
+
 
 class CannotListen(NydusError):
     """The address cannot be listened on."""
@@ -42,6 +56,7 @@ class CannotListen(NydusError):
 
 
 def run(
+    ctx: typer.Context,
     action: Annotated[
         str,
         typer.Argument(
@@ -58,6 +73,7 @@ def run(
     url: Annotated[
         str, typer.Option("--scheduler", help="The scheduler that status, limits, enable and disable ask.")
     ] = DEFAULT_URL,
+    pki: PkiOption = None,
     limit_up: LimitUp = None,
     limit_down: LimitDown = None,
     limit_origin: LimitOrigin = None,
@@ -65,15 +81,9 @@ def run(
     limit_origin_concurrency: LimitOriginConcurrency = None,
     limit_task_up: LimitTaskUp = None,
     limit_task_down: LimitTaskDown = None,
-    cluster_origin: Annotated[
-        str | None, typer.Option(help="What all hosts together receive from the registry: 500MiB/s.")
-    ] = None,
-    cluster_origin_requests: Annotated[
-        str | None, typer.Option(help="Requests to the registry in a second, of all hosts together.")
-    ] = None,
-    cluster_origin_concurrency: Annotated[
-        str | None, typer.Option(help="Requests to the registry at once, of all hosts together.")
-    ] = None,
+    cluster_origin: ClusterOrigin = None,
+    cluster_origin_requests: ClusterOriginRequests = None,
+    cluster_origin_concurrency: ClusterOriginConcurrency = None,
     as_json: JsonOption = False,
 ) -> None:
     """Serve until told to end. State is in memory only: hosts tell a new scheduler everything again.
@@ -82,44 +92,26 @@ def run(
     scheduler, or changes those that are named; every host hears of it within 2 s.
     """
     change = LimitsChange(
-        flag_values(
-            {
-                "up": limit_up,
-                "down": limit_down,
-                "origin": limit_origin,
-                "origin-requests": limit_origin_requests,
-                "origin-concurrency": limit_origin_concurrency,
-                "task-up": limit_task_up,
-                "task-down": limit_task_down,
-            }
-        ),
-        flag_values(
-            {
-                "origin": cluster_origin,
-                "origin-requests": cluster_origin_requests,
-                "origin-concurrency": cluster_origin_concurrency,
-            },
-            "--cluster-",
-        ),
+        flag_values(ctx.params),
+        flag_values(ctx.params, "cluster"),
     )
+    tls = PeerTls(TlsFiles.in_directory(pki)) if pki else None
+    ask = functools.partial(ask_scheduler, url, context=tls.client if tls else None)
     if action == "serve":
         state = SchedulerState(new_epoch(), ScopeRule(scope), leases=new_leases())
         state.change_limits(change.applied_to(state.limits))
-        scheduler = Scheduler(state, trusts_addresses=trust_addresses)
-        listener = listen_on(listen)
-        talk(f"scheduler listens on {listener.getsockname()[0]} port {listener.getsockname()[1]}")
-        run_async(lambda: _serve(scheduler, listener))
+        _run(Scheduler(state, trusts_addresses=trust_addresses, tls=tls), listen)
     elif action == "status":
-        status = ask_scheduler(url, "GET", STATUS_TARGET, SchedulerStatus)
+        status = ask("GET", STATUS_TARGET, SchedulerStatus)
         emit(status, as_json=as_json, render=_lines)
     elif action == "limits":
         if change.hosts or change.cluster:
-            limits = ask_scheduler(url, "POST", LIMITS_TARGET, LimitsStatus, change)
+            limits = ask("POST", LIMITS_TARGET, LimitsStatus, change)
         else:
-            limits = ask_scheduler(url, "GET", LIMITS_TARGET, LimitsStatus)
+            limits = ask("GET", LIMITS_TARGET, LimitsStatus)
         emit(limits, as_json=as_json, render=_limit_lines)
     elif action in ("enable", "disable"):
-        ask_scheduler(url, "POST", SWITCH_TARGET, Switch, Switch(action == "enable"))
+        ask("POST", SWITCH_TARGET, Switch, Switch(action == "enable"))
         talk(f"peers are {action}d; every host hears of it within 2 s")
     else:
         raise typer.BadParameter(f"{action}: serve, status, limits, enable or disable")
@@ -135,6 +127,12 @@ def listen_on(address: str) -> socket.socket:
         raise CannotListen(address=address, why=str(error)) from error
     listener.setblocking(False)
     return listener
+
+
+def _run(scheduler: Scheduler, address: str) -> None:
+    listener = listen_on(address)
+    talk(f"scheduler listens on {listener.getsockname()[0]} port {listener.getsockname()[1]}")
+    run_async(lambda: _serve(scheduler, listener))
 
 
 async def _serve(scheduler: Scheduler, listener: socket.socket) -> None:

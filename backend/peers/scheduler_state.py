@@ -149,9 +149,14 @@ class SchedulerState:
             peers_enabled=self.peers_enabled,
             banned=self._banned(now),
             wants_everything=not understood,
+            scope=self.certificate_scope(announce.host, address),
             limits=self.limits.hosts,
             lease=self._leases.ask(host.info.id, announce.origin_wants, announce.lease_seen, now),
         )
+
+    def certificate_scope(self, host: HostInfo, address: str) -> str:
+        """See `ScopeRule`."""
+        return self._scope.certificate_scope(host, address)
 
     def change_limits(self, limits: ClusterLimits) -> None:
         """Other limits from now on; each host hears of them with its next announcement."""

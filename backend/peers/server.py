@@ -24,7 +24,7 @@ from backend.peers.refusal import Dropped, Refusal
 from backend.peers.served import Admission, Pace, Shelf
 from backend.peers.server_counters import ServerCounters
 from backend.peers.server_options import ServerOptions
-from backend.peers.site import Site
+from backend.peers.site import Authorize, Site
 from backend.peers.tls_transport import TlsTransport
 from backend.peers.transport import PlainTransport
 
@@ -48,13 +48,14 @@ async def serve_peers(
     *,
     slice_bytes: Callable[[], int] = lambda: SLICE_BYTES,
     ssl_context: ssl.SSLContext | None = None,
+    authorize: Authorize = lambda certificate: None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves on a listening socket until cancelled. The socket stays open: who has made it closes it."""
     pages = PageCache(options.disk_threads, counters)
     listener.setblocking(False)
     async with trio.open_nursery() as nursery:
-        site = Site(shelf, admission, pace, options, counters, pages, nursery, slice_bytes)
+        site = Site(shelf, admission, pace, options, counters, pages, nursery, slice_bytes, authorize)
         server = _Server(site, ssl_context)
         task_status.started()
         while True:

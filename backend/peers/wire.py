@@ -124,6 +124,7 @@ class HolderChange(msgspec.Struct, frozen=True, omit_defaults=True):
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """To a host. `wants_everything`: the scheduler does not know the host (any more).
 
+    `scope`: what certificates of those must be for that the host serves, "" for any of the cluster.
     `limits` are what no host may exceed, `lease` what this one may ask of the origin.
     """
 
@@ -135,5 +136,6 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     peers_enabled: bool = True
     banned: list[str] = []
     wants_everything: bool = False
+    scope: str = ""
     limits: LimitSettings = LimitSettings()
     lease: Lease | None = None

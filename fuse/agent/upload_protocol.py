@@ -1,6 +1,6 @@
 """What the agent and the process that serves other hosts say to each other, in packets of a channel.
 
-From the agent: `limits` first and whenever they change, `blob` (with the descriptors of a cache file),
+From the agent: `terms` first and whenever they change, `blob` (with the descriptors of a cache file),
 `drop`, `done` and `failed` (answers, by number).
 
 From the server: `open` and `fetch` (questions, by number), `traffic` when it has changed.
@@ -41,11 +41,15 @@ class FetchRequest(msgspec.Struct, frozen=True):
     may_fetch: bool
 
 
-class UploadLimits(msgspec.Struct, frozen=True):
-    """How fast may be served: the limits of the host, and what serving yields to at the moment."""
+class UploadTerms(msgspec.Struct, frozen=True):
+    """How fast may be served: the limits of the host, and what serving yields to at the moment.
+
+    `scope`: see `PeerHub`; it counts with TLS only.
+    """
 
     settings: LimitSettings
     yielded_bps: float | None = None
+    scope: str | None = None
 
 
 class Failure(msgspec.Struct, frozen=True):

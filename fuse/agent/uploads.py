@@ -22,7 +22,7 @@ from fuse.agent.upload_protocol import (
     FetchRequest,
     OpenRequest,
     ServedBlob,
-    UploadLimits,
+    UploadTerms,
     UploadTraffic,
 )
 from fuse.packets import receive_packet, send_packet
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 RESTART_PAUSE_S = 0.2
 RESTART_PAUSE_MAX_S = 5.0
 LONG_LIFE_S = 10.0
-LIMITS_PAUSE_S = 0.01
+TERMS_PAUSE_S = 0.01
 
 OpenGuest = Callable[[str, str], Awaitable[None]]
 """Opens an image, by its exact name, because another host needs this blob of it. Raises `NydusError`."""
@@ -62,10 +62,11 @@ class Uploads:
         self._nursery: trio.Nursery | None = None
         self._sending = trio.Lock()
         self.restarts = 0
-        self._new_limits = trio.Event()
+        self._new_terms = trio.Event()
         hub.on_blob.append(self._tell_blob)
-        control.on_change.append(self._note_limits)
-        control.limits.on_yield.append(self._note_limits)
+        control.on_change.append(self._note_terms)
+        control.limits.on_yield.append(self._note_terms)
+        hub.on_scope.append(self._note_terms)
 
     async def run(self) -> None:
         """Keeps a process serving until cancelled."""
@@ -92,8 +93,8 @@ class Uploads:
             try:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
-                    await self._send_limits()
-                    nursery.start_soon(self._tell_limits)
+                    await self._send_terms()
+                    nursery.start_soon(self._tell_terms)
                     for blob in list(self._hub.blobs.values()):
                         await self._send_blob(blob)
                     while (packet := await receive_packet(ours)) is not None:
@@ -114,21 +115,21 @@ class Uploads:
             [*self._command, *flags], stdin=subprocess.DEVNULL, pass_fds=numbers, start_new_session=True
         )
 
-    def _note_limits(self) -> None:
-        self._new_limits.set()
+    def _note_terms(self) -> None:
+        self._new_terms.set()
 
-    async def _tell_limits(self) -> None:
+    async def _tell_terms(self) -> None:
         """Keeps the process's limits up to date, however often they change."""
         while True:
-            await self._new_limits.wait()
-            await self._send_limits()
-            await trio.sleep(LIMITS_PAUSE_S)
+            await self._new_terms.wait()
+            await self._send_terms()
+            await trio.sleep(TERMS_PAUSE_S)
 
-    async def _send_limits(self) -> None:
-        self._new_limits = trio.Event()
+    async def _send_terms(self) -> None:
+        self._new_terms = trio.Event()
         limits = self._control.limits
-        told = UploadLimits(limits.settings, limits.yielded_bps)
-        await self._send(Packet("limits", msgspec.to_builtins(told)))
+        told = UploadTerms(limits.settings, limits.yielded_bps, self._hub.scope)
+        await self._send(Packet("terms", msgspec.to_builtins(told)))
 
     def _tell_blob(self, blob: PeerBlob, is_there: bool) -> None:
         """From the hub, where nothing waits."""

@@ -15,14 +15,16 @@ MIB = 1 << 20
 
 
 def test_flags_that_are_not_given_change_nothing() -> None:
-    given = flag_values({"up": "50MiB/s", "down": None, "origin-requests": "20", "task-up": "none"})
+    given = flag_values(
+        {"limit_up": "50MiB/s", "limit_down": None, "limit_origin_requests": "20", "limit_task_up": "none"}
+    )
     assert given == {"host_up_bps": 50 * MIB, "origin_rps": 20, "task_up_bps": None}
 
 
 @pytest.mark.parametrize(("name", "text"), [("up", "50Mbit/s"), ("origin-requests", "3MiB/s")])
 def test_a_limit_that_is_none_names_its_flag(name: str, text: str) -> None:
     with pytest.raises(typer.BadParameter) as caught:
-        flag_values({name: text})
+        flag_values({f"limit_{name}".replace("-", "_"): text})
     assert caught.value.param_hint == f"--limit-{name}"
 
 

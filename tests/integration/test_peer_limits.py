@@ -1,5 +1,6 @@
 """Limits of real hosts: what passes is counted over 5 s, by the hosts themselves."""
 
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from fuse.supervisor.main import SOCKET_NAME
-from tests.integration.peer_cluster import Cluster, PeerHost, peer_cluster, until
+from tests.integration.cli_machine import Machine, kill_all
+from tests.integration.peer_cluster import PATIENCE_S, Cluster, PeerHost, peer_cluster, until
 from tests.integration.test_peers import make_model, same
-from tools.agent_client import PeersAnswer, ask_agent
+from tools.agent_client import PeersAnswer, ask_agent, wait_for
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
@@ -115,3 +117,29 @@ def test_all_hosts_together_keep_to_the_limit_of_the_origin(tmp_path: Path) -> N
 def asked(host: PeerHost) -> int:
     """Encoded bytes that a host has received from the registry."""
     return state(host).limits.statistics["origin_bytes"]
+
+
+def test_changed_limits_outlive_the_agent_and_need_no_scheduler(tmp_path: Path) -> None:
+    host = Machine(tmp_path / "host")
+    host.directory.mkdir()
+    with ExitStack() as ends:
+        process = subprocess.Popen(
+            host.command("agent", "--limit-down", "50MiB/s"),
+            env=host.environment,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        ends.callback(kill_all, host.directory / "run")
+        ends.callback(process.wait)
+        ends.callback(process.kill)
+        assert wait_for(host.directory / "run" / SOCKET_NAME, PATIENCE_S)
+        host.nydus("limits", "set", "--limit-origin", "7MiB/s", "--limit-origin-concurrency", "3")
+        host.nydus("agent", "--upgrade")
+        shown = host.json("limits", "show")["effective"]
+        assert isinstance(shown, dict)
+        assert {name: value for name, value in shown.items() if value is not None} == {
+            "host_down_bps": 50 * MIB,
+            "origin_bps": 7 * MIB,
+            "origin_concurrency": 3,
+        }
+        assert host.run("limits", "set", "--limit-up", "50Mbit/s").returncode == 2

@@ -1,5 +1,6 @@
 """The contract that every source of blob bytes keeps."""
 
+from collections.abc import Awaitable, Callable
 from typing import ClassVar, Protocol, runtime_checkable
 
 from rafs.errors import NydusError
@@ -49,6 +50,19 @@ class BlobReader(Protocol):
 
     async def aclose(self) -> None:
         """Free what the reader holds. Twice is harmless; reads afterwards raise `BackendError`."""
+        ...
+
+
+Pace = Callable[[int], Awaitable[object]]
+"""Called with the size of each part that has arrived; returns when the next one may be received."""
+
+
+@runtime_checkable
+class PacedReader(Protocol):
+    """A `BlobReader` over a link, which can be told to receive no faster than it may."""
+
+    async def read_paced(self, offset: int, length: int, pace: Pace) -> bytes:
+        """As `BlobReader.read_range`, with `pace` awaited after each part."""
         ...
 
 

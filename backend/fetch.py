@@ -20,13 +20,14 @@ import trio
 
 from backend.cache import CachedBlob
 from backend.chunk_copy import ChunkCopier
-from backend.contract import BackendError, BlobReader, InPlaceReader
+from backend.contract import BackendError, BlobReader, InPlaceReader, PacedReader
 from backend.copy_stage import CopyStage
 from backend.decode import ChunkDecoder, ChunkInvalid, ChunkOutcome, EncodedExtent
 from backend.extents import RUN_BYTES, BlobExtent, ExtentIndex, merge_runs, widen
 from backend.fetch_pool import FetchPool
 from backend.fetch_statistics import FetchStatistics
 from backend.peers.hub import PeerAccess, PeerCounters
+from backend.peers.intake import Intake
 from backend.peers.stage import PeerStage
 from backend.priority import FetchClass, Ticket
 from backend.readahead import LOCAL_WINDOW_MAX_BYTES, WINDOW_MAX_BYTES, Readahead, Stream
@@ -235,6 +236,7 @@ class ChunkFetcher:
                 fresh.append(extent)
             else:
                 self._pool.gate.raise_to(flight.ticket, fetch_class)
+                self._pool.limits.raise_to(flight.ticket, fetch_class)
                 flights[extent.chunks.start] = flight
         if fetch_class is FetchClass.ON_DEMAND:
             self._misses += bool(fresh)
@@ -319,10 +321,12 @@ class ChunkFetcher:
             return
         ended = trio.Event()
         arriving.update((flight.extent.chunks.start, ended) for flight in own)
+        demanded = ticket.fetch_class is FetchClass.ON_DEMAND
         try:
-            await self._bring_own(own, ticket)
-            for flight in own:
-                await flight.done.wait()
+            with self._pool.limits.foreground() if demanded else contextlib.nullcontext():
+                await self._bring_own(own, ticket)
+                for flight in own:
+                    await flight.done.wait()
         finally:
             for flight in own:
                 del arriving[flight.extent.chunks.start]
@@ -403,11 +407,23 @@ class ChunkFetcher:
                     self._note_fetched(length)
                     yield buffer
         else:
-            async with self._pool.gate.slot(ticket):
+            limits = self._pool.limits
+            async with (
+                self._pool.gate.slot(ticket),
+                limits.origin_request(ticket.fetch_class, length),
+            ):
                 self._requests += 1
-                data = await self._reader.read_range(start, length)
+                data = await self._read(start, length, ticket)
             self._note_fetched(length)
             yield memoryview(data)
+
+    async def _read(self, start: int, length: int, ticket: Ticket) -> bytes:
+        """Bytes of the blob, as fast as the limits of the host allow."""
+        intake = Intake(self._pool.limits, ticket, self._blob.blob_id, from_origin=True)
+        if isinstance(self._reader, PacedReader):
+            return await self._reader.read_paced(start, length, intake.take)
+        await intake.take(length)
+        return await self._reader.read_range(start, length)
 
     def _note_fetched(self, length: int) -> None:
         self._bytes_fetched += length

@@ -13,6 +13,8 @@ import trio
 
 from backend.buffers import BufferPool
 from backend.cache import CachedBlob
+from backend.peers.limit_settings import LimitSettings
+from backend.peers.limits import HostLimits
 from backend.peers.origin_window import OriginWindow
 from backend.priority import PriorityGate
 
@@ -37,10 +39,11 @@ class FetchOptions:
 class FetchPool:
     """What the fetchers of a mount share: tasks, connections, decoding threads, the flusher."""
 
-    def __init__(self, nursery: trio.Nursery, options: FetchOptions) -> None:
+    def __init__(self, nursery: trio.Nursery, options: FetchOptions, limits: HostLimits) -> None:
         """Use `open_fetch_pool`."""
         self.nursery = nursery
         self.options = options
+        self.limits = limits
         self.gate = PriorityGate(options.connections, options.reserved)
         self.peer_gate = PriorityGate(options.peer_connections, options.peer_reserved)
         self.origin_window = OriginWindow()
@@ -83,13 +86,20 @@ class FetchPool:
 
 
 @asynccontextmanager
-async def open_fetch_pool(options: FetchOptions | None = None) -> AsyncIterator[FetchPool]:
-    """Owns the tasks of a pool. At exit fetches are cancelled and what has arrived is flushed."""
+async def open_fetch_pool(
+    options: FetchOptions | None = None, limits: HostLimits | None = None
+) -> AsyncIterator[FetchPool]:
+    """Owns the tasks of a pool. At exit fetches are cancelled and what has arrived is flushed.
+
+    `limits` are those of the host, which its pools share.
+    """
+    # Without limits nobody waits, so nobody has to be woken.
+    limits = limits or HostLimits(LimitSettings(), trio.current_time)
     pool: FetchPool | None = None
     failure: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:
-            pool = FetchPool(nursery, options or FetchOptions())
+            pool = FetchPool(nursery, options or FetchOptions(), limits)
             nursery.start_soon(pool._flush_forever)
             try:
                 yield pool

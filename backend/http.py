@@ -19,7 +19,7 @@ import httpx
 import trio
 
 from backend.address import display_url
-from backend.contract import BackendError
+from backend.contract import BackendError, Pace
 
 _SEND_PIECE_BYTES = 256 * 1024  # one deadline of `HttpTimeouts.write_s` each: a slow link is not a stall
 _DRAIN_LIMIT_BYTES = 64 * 1024
@@ -72,12 +72,16 @@ class HttpTimeouts:
 
 @dataclass(frozen=True, slots=True)
 class HttpOptions:
-    """How to reach servers. `ca_file` (PEM) is trusted beside the system's certificates."""
+    """How to reach servers. `ca_file` (PEM) is trusted beside the system's certificates.
+
+    `ssl_context` stands in place of all that, for servers that want a certificate of this host.
+    """
 
     ca_file: Path | None = None
     insecure_skip_verify: bool = False
     timeouts: HttpTimeouts = field(default_factory=HttpTimeouts)
     connections: int = 16
+    ssl_context: ssl.SSLContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +147,10 @@ class HttpResponse:
         text = self.header("Content-Length") or ""
         return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
-    async def consume(self, sink: Callable[[bytes], bool]) -> None:
+    async def consume(self, sink: Callable[[bytes], bool], pace: Pace | None = None) -> None:
         """Gives the body to `sink` piece by piece, as it arrives, until it ends or `sink` returns False.
+
+        `pace` is awaited after each piece: meanwhile nothing more is received.
 
         Raises `ConnectionFailed` when the body ends early, `Stalled`, and what `sink` raises. A body
         that is not taken to its end costs its connection.
@@ -156,7 +162,10 @@ class HttpResponse:
             with _translated(self.where):
                 async for piece in pieces:
                     self._counters.received_bytes += len(piece)
-                    if not sink(piece):
+                    goes_on = sink(piece)
+                    if pace is not None:
+                        await pace(len(piece))
+                    if not goes_on:
                         break
         finally:
             await self._finish(pieces)
@@ -309,6 +318,8 @@ class _Body(httpx.AsyncByteStream):
 
 
 def _tls_context(options: HttpOptions) -> ssl.SSLContext:
+    if options.ssl_context is not None:
+        return options.ssl_context
     context = ssl.create_default_context()
     if options.insecure_skip_verify:
         context.check_hostname = False

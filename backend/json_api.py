@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import h11
 import msgspec
@@ -31,10 +32,14 @@ Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 @dataclass(frozen=True, slots=True)
 class ApiRequest:
-    """The body of a request, and the address it came from ("" on a unix socket)."""
+    """The body of a request, and the address it came from ("" on a unix socket).
+
+    `certificate` is the client's, as `getpeercert()` gives it; None without TLS.
+    """
 
     body: bytes
     peer: str = ""
+    certificate: Mapping[str, Any] | None = None
 
 
 Handler = Callable[[ApiRequest], Awaitable[object]]
@@ -61,7 +66,7 @@ async def serve_api(
     connections = trio.CapacityLimiter(connections_max)
 
     async def handle(plain: trio.SocketStream) -> None:
-        stream = trio.SSLStream(plain, ssl_context, server_side=True) if ssl_context else plain
+        stream = _secured(plain, ssl_context) if ssl_context else plain
         async with stream, connections:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 peer = plain.socket.getpeername() if plain.socket.family != socket.AF_UNIX else ("",)
@@ -69,6 +74,11 @@ async def serve_api(
 
     async with trio.SocketListener(trio.socket.from_stdlib_socket(listener)) as accepting:
         await trio.serve_listeners(handle, [accepting])
+
+
+def _secured(plain: trio.SocketStream, context: ssl.SSLContext) -> "trio.SSLStream[trio.SocketStream]":
+    """Clients of HTTP hang up without a word."""
+    return trio.SSLStream(plain, context, server_side=True, https_compatible=True)
 
 
 async def _serve(stream: Stream, routes: Routes, peer: str) -> None:
@@ -93,10 +103,12 @@ async def _answer(
         await _send(stream, connection, 400, msgspec.json.encode(ApiError("not an HTTP request")))
         return False
     deadline.deadline = float("inf")
-    call = ApiRequest(body, peer)
+    certificate = stream.getpeercert() if isinstance(stream, trio.SSLStream) else None
+    call = ApiRequest(body, peer, certificate)
     code, answer = await _handle(routes, request.method.decode(), request.target.decode(), call)
     deadline.deadline = trio.current_time() + REQUEST_TIMEOUT_S
-    await _send(stream, connection, code, answer)
+    # Who is refused may have a new certificate by now, which it can show only on a new connection.
+    await _send(stream, connection, code, answer, is_last=certificate is not None and code != 200)
     return connection.our_state is h11.DONE and connection.their_state is h11.DONE
 
 
@@ -141,8 +153,12 @@ async def _read_request(
             return None, b""
 
 
-async def _send(stream: Stream, connection: h11.Connection, code: int, body: bytes) -> None:
+async def _send(
+    stream: Stream, connection: h11.Connection, code: int, body: bytes, *, is_last: bool = False
+) -> None:
     headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    if is_last:
+        headers.append(("Connection", "close"))
     parts = (
         connection.send(h11.Response(status_code=code, headers=headers)),
         connection.send(h11.Data(data=body)),

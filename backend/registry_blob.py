@@ -11,7 +11,7 @@ from functools import partial
 
 import trio
 
-from backend.contract import BackendError, BlobNotFound, ShortRead
+from backend.contract import BackendError, BlobNotFound, Pace, ShortRead
 from backend.http import HttpResponse, RegistryProtocolError
 from backend.registry_session import RegistrySession
 from backend.retry import RetryPolicy
@@ -54,6 +54,13 @@ class RegistryBlobReader:
 
     async def read_range(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`, resumed where a broken connection left off."""
+        return await self._read(offset, length, None)
+
+    async def read_paced(self, offset: int, length: int, pace: Pace) -> bytes:
+        """See `PacedReader`."""
+        return await self._read(offset, length, pace)
+
+    async def _read(self, offset: int, length: int, pace: Pace | None) -> bytes:
         if offset < 0 or length < 0:
             raise ValueError(f"negative range: offset {offset}, length {length}")
         if length == 0:
@@ -64,7 +71,7 @@ class RegistryBlobReader:
         if offset + length > size_bytes:
             raise self._short(offset, length, max(0, size_bytes - offset))
         received = bytearray()
-        await self._retry.run(partial(self._attempt, offset, length, received))
+        await self._retry.run(partial(self._attempt, offset, length, received, pace))
         if len(received) != length:
             raise self._short(offset, length, len(received))
         return bytes(received)
@@ -82,7 +89,7 @@ class RegistryBlobReader:
     def _short(self, offset: int, length: int, got: int) -> ShortRead:
         return ShortRead(where=self._where, offset=offset, length=length, got=got)
 
-    async def _attempt(self, offset: int, length: int, received: bytearray) -> None:
+    async def _attempt(self, offset: int, length: int, received: bytearray, pace: Pace | None) -> None:
         """Fetches what is still missing in `received`; leaves it short when the blob ends there."""
         first, last = offset + len(received), offset + length - 1
         async with self._answer(first, last) as response:
@@ -95,7 +102,7 @@ class RegistryBlobReader:
             else:
                 await fail(response, host=self._session.host)
             goes_on = response.status == 200 and last + 1 != self._size_bytes
-            await response.consume(_Collector(received, skip, length, goes_on).take)
+            await response.consume(_Collector(received, skip, length, goes_on).take, pace)
         if len(received) < length:
             raise self._short(offset, length, len(received))
 

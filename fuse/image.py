@@ -16,6 +16,7 @@ from backend.fetch import ChunkFetcher
 from backend.fetch_pool import FetchOptions, FetchPool, open_fetch_pool
 from backend.fetch_statistics import FetchStatistics
 from backend.peers.hub import PeerHub
+from backend.peers.limits import HostLimits
 from backend.reference import RegistryReference
 from backend.shelf import BlobShelf
 from backend.store import ImageMetadata, ImageStore
@@ -66,10 +67,11 @@ async def open_image(
     shelf: BlobShelf,
     options: FetchOptions,
     peers: PeerHub | None = None,
+    limits: HostLimits | None = None,
 ) -> AsyncIterator[OpenedImage]:
     """Opens what reads of the image need, and closes it in the order in which it depends on each other.
 
-    `peers` are asked for images of registries, which all hosts can read.
+    `peers` are asked for images of registries, which all hosts can read. `limits` are those of the host.
 
     Fetches end first; what has arrived is flushed before its files are closed. Raises `FormatError`,
     `CacheUnusable`, `BlobUnsupported`, `NoChunkTable`.
@@ -79,7 +81,11 @@ async def open_image(
         files.callback(_close_bootstrap, bootstrap)
         fetchers: dict[int, ChunkFetcher] = {}
         files.callback(fetchers.clear)
-        async with AsyncExitStack() as readers, open_fetch_pool(options) as pool, AsyncExitStack() as shared:
+        async with (
+            AsyncExitStack() as readers,
+            open_fetch_pool(options, limits) as pool,
+            AsyncExitStack() as shared,
+        ):
             local = files.enter_context(open_local_chunks(cache_dir, shelf))
             opener = _Opener(bootstrap, metadata, cache_dir, shelf, pool, files, local, [])
             for blob in bootstrap.blobs:

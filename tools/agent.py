@@ -1,5 +1,6 @@
 """`nydus-py agent`: the process that serves all mounts of this host, under its supervisor."""
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -12,12 +13,28 @@ from fuse.supervisor.main import SOCKET_NAME
 from rafs.errors import NydusError
 from tools.agent_client import AgentAnswer, ask_agent, call
 from tools.agent_command import agent_command
+from tools.limit_options import (
+    LimitDown,
+    LimitOrigin,
+    LimitOriginConcurrency,
+    LimitOriginRequests,
+    LimitTaskDown,
+    LimitTaskUp,
+    LimitUp,
+    flag_values,
+    section_limits,
+)
 from tools.output import talk
-from tools.peer_config import config_path, parse_labels, peer_options, read_section
+from tools.peer_config import config_path, parse_labels, peer_options, read_config
 from tools.settings import Settings, settings_of
 
 UPGRADE_TARGET = "/api/v1/upgrade"
 UPGRADE_TIMEOUT_S = 60.0
+
+PkiOption = Annotated[
+    Path | None,
+    typer.Option(help="Directory of `nydus-py pki issue`: other hosts are reached with mutual TLS."),
+]
 
 
 class AgentRunning(NydusError):
@@ -55,6 +72,14 @@ def run(
     peer_listen: Annotated[
         str | None, typer.Option(help="[ADDRESS]:PORT to serve other hosts at.  [default: :8771]")
     ] = None,
+    pki: PkiOption = None,
+    limit_up: LimitUp = None,
+    limit_down: LimitDown = None,
+    limit_origin: LimitOrigin = None,
+    limit_origin_requests: LimitOriginRequests = None,
+    limit_origin_concurrency: LimitOriginConcurrency = None,
+    limit_task_up: LimitTaskUp = None,
+    limit_task_down: LimitTaskDown = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file.  [default: /etc/nydus-py/config.toml, if there is one]")
     ] = None,
@@ -73,19 +98,23 @@ def run(
     running = ask_agent(socket_path)
     if running is not None:
         raise AgentRunning(pid=running.pid)
-    section = read_section(config_path(config))
+    limits = flag_values(ctx.params)
+    file = read_config(config_path(config))
+    section = file.peers
     section = msgspec.structs.replace(
         section,
         scheduler=scheduler or section.scheduler,
         zone=section.zone if zone is None else zone,
         labels={**section.labels, **parse_labels(label or ())},
         peer_listen=peer_listen or section.peer_listen,
+        pki=os.fspath(pki) if pki else section.pki,
     )
     command = agent_command(
         settings.run_dir,
         ends_when_idle=False,
         log_level=settings.log_level,
         peers=peer_options(settings, section),
+        limits=msgspec.structs.replace(section_limits(file.limits), **limits),
     )
     become_supervisor(settings.run_dir, command)
 

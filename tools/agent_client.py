@@ -76,6 +76,23 @@ class PeerTraffic(msgspec.Struct, frozen=True):
     copied_bytes: int = 0
 
 
+class LimitsChange(msgspec.Struct, frozen=True):
+    """See `fuse.agent.request.LimitsChange`."""
+
+    limits: dict[str, int | None]
+
+
+class LimitsAnswer(msgspec.Struct, frozen=True):
+    """The limits of a host, by name; see `backend.peers.limit_control.LimitStatus`."""
+
+    own: dict[str, int | None]
+    cluster: dict[str, int | None]
+    effective: dict[str, int | None]
+    lease: dict[str, float | None] | None
+    yielded_bps: float | None
+    statistics: dict[str, int]
+
+
 class PeersAnswer(msgspec.Struct, frozen=True):
     """What a host says of its part in the peer cache; see `fuse.agent.peering.PeerStatus`."""
 
@@ -94,6 +111,7 @@ class PeersAnswer(msgspec.Struct, frozen=True):
     busy_answers: int
     by_peer: dict[str, int]
     refused: dict[str, int]
+    limits: LimitsAnswer
 
 
 class AgentAnswer(msgspec.Struct, frozen=True):

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import msgspec
 
+from backend.peers.limit_settings import LimitSettings
 from fuse.agent.peer_options import PeerOptions
 from fuse.supervisor.launch import python_command, start_in_background
 from fuse.supervisor.main import SOCKET_NAME
 from rafs.errors import NydusError
 from tools.agent_client import wait_for
+from tools.limit_options import section_limits
 from tools.logs import LogLevel
-from tools.peer_config import config_path, peer_options, read_section
+from tools.peer_config import config_path, peer_options, read_config
 from tools.settings import Settings
 
 START_TIMEOUT_S = 30.0
@@ -25,7 +27,12 @@ class AgentNotStarted(NydusError):
 
 
 def agent_command(
-    run_dir: Path, *, ends_when_idle: bool, log_level: LogLevel, peers: PeerOptions | None = None
+    run_dir: Path,
+    *,
+    ends_when_idle: bool,
+    log_level: LogLevel,
+    peers: PeerOptions | None = None,
+    limits: LimitSettings | None = None,
 ) -> list[str]:
     """The command line that starts an agent, but for the channel."""
     flags = ["--run-dir", os.fspath(run_dir), "--log-level", log_level.value]
@@ -33,6 +40,8 @@ def agent_command(
         flags.append("--ends-when-idle")
     if peers is not None:
         flags += ["--peers", msgspec.json.encode(peers).decode()]
+    if limits is not None:
+        flags += ["--limits", msgspec.json.encode(limits).decode()]
     return [*python_command("tools.agent_process"), *flags]
 
 
@@ -44,8 +53,14 @@ def ensure_agent(settings: Settings) -> Path:
     if wait_for(path, 0.0):
         return path
     # Two may start one at the same time: the second finds the lock taken, and ends.
-    peers = peer_options(settings, read_section(config_path()))
-    command = agent_command(run_dir, ends_when_idle=True, log_level=settings.log_level, peers=peers)
+    file = read_config(config_path())
+    command = agent_command(
+        run_dir,
+        ends_when_idle=True,
+        log_level=settings.log_level,
+        peers=peer_options(settings, file.peers),
+        limits=section_limits(file.limits),
+    )
     start_in_background(run_dir, command)
     if not wait_for(path, START_TIMEOUT_S):
         raise AgentNotStarted(log=run_dir / "agent.log")

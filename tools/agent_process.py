@@ -23,6 +23,7 @@ import trio
 
 # Not needed before a registry is asked; but then somebody waits.
 import backend.registry_store  # noqa: F401
+from backend.peers.limit_settings import LimitSettings
 from fuse.agent.agent import Agent, AgentOptions
 from fuse.agent.peer_options import PeerOptions
 from fuse.erofs.fanotify import deny
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--ends-when-idle", action="store_true")
     parser.add_argument("--peers", type=peer_options)
+    parser.add_argument("--limits", type=limit_settings, default=LimitSettings())
     parser.add_argument("--log-level", type=LogLevel, default=LogLevel.WARNING)
     parser.add_argument("--channel", type=int, required=True)
     options = parser.parse_args(arguments)
@@ -95,7 +97,10 @@ def serve(channel: socket.socket, options: argparse.Namespace) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     keeper = SupervisedKeeper(channel, takeover.entries, lambda: respawn(options.run_dir))
     agent_options = AgentOptions(
-        program_version(), ends_when_idle=options.ends_when_idle, peers=options.peers
+        program_version(),
+        ends_when_idle=options.ends_when_idle,
+        peers=options.peers,
+        limits=options.limits,
     )
     agent = Agent(agent_options, keeper, takeover, pending, Records(options.run_dir))
     if run_async(agent.run):
@@ -106,6 +111,11 @@ def serve(channel: socket.socket, options: argparse.Namespace) -> int:
 def peer_options(text: str) -> PeerOptions:
     """What stands behind `--peers`: JSON."""
     return msgspec.json.decode(text, type=PeerOptions)
+
+
+def limit_settings(text: str) -> LimitSettings:
+    """What stands behind `--limits`: JSON."""
+    return msgspec.json.decode(text, type=LimitSettings)
 
 
 def limit_files() -> None:

@@ -54,6 +54,11 @@ VERBS = {
     "agent": Verb(
         "agent", "Serve all mounts of this host; --upgrade replaces it.", "nydus-py agent --upgrade"
     ),
+    "limits": Verb(
+        "limits",
+        "Show what this host may send and receive, or change it while the agent runs.",
+        "nydus-py limits set --limit-up 50MiB/s --limit-origin none",
+    ),
     "check": Verb(
         "check",
         "Verify an image; --deep reads and verifies every chunk.",

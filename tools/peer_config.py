@@ -8,9 +8,11 @@ from typing import ClassVar
 
 import msgspec
 
+from backend.peers.limit_settings import LimitInvalid
 from fuse.agent.peer_options import PeerOptions
 from fuse.supervisor.launch import python_command
 from rafs.errors import NydusError
+from tools.limit_options import section_limits
 from tools.settings import Settings
 
 DEFAULT_FILE = Path("/etc/nydus-py/config.toml")
@@ -31,12 +33,14 @@ class PeerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: dict[str, str] = {}
     peer_listen: str = ":8771"
     host_id: str = ""
+    pki: str = ""
 
 
 class ConfigFile(msgspec.Struct, frozen=True):
-    """The file, as far as it is about peers."""
+    """The file. `limits` as `tools.limit_options` reads them."""
 
     peers: PeerSection = PeerSection()
+    limits: dict[str, int | str] = {}
 
 
 def config_path(chosen: Path | None = None) -> Path | None:
@@ -48,20 +52,25 @@ def config_path(chosen: Path | None = None) -> Path | None:
     return DEFAULT_FILE if DEFAULT_FILE.exists() else None
 
 
-def read_section(path: Path | None) -> PeerSection:
-    """What the file says of peers. Raises `ConfigInvalid`."""
+def read_config(path: Path | None) -> ConfigFile:
+    """What the file says. Raises `ConfigInvalid`."""
     if path is None:
-        return PeerSection()
+        return ConfigFile()
     try:
-        return msgspec.convert(tomllib.loads(path.read_text()), ConfigFile).peers
+        file = msgspec.convert(tomllib.loads(path.read_text()), ConfigFile)
+        section_limits(file.limits)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ConfigInvalid(path=path, why=str(error)) from error
+    except LimitInvalid as error:
+        raise ConfigInvalid(path=path, why=f"[limits]: {error}") from error
+    return file
 
 
 def peer_options(settings: Settings, section: PeerSection) -> PeerOptions | None:
     """What the agent is told; None when no scheduler is named."""
     if not section.scheduler:
         return None
+    pki = os.path.abspath(section.pki) if section.pki else None
     return PeerOptions(
         schedulers=section.scheduler,
         cache_dir=os.fspath(settings.cache_dir),
@@ -69,6 +78,7 @@ def peer_options(settings: Settings, section: PeerSection) -> PeerOptions | None
             *python_command("tools.upload_process"),
             "--log-level",
             settings.log_level.value,
+            *(["--pki", pki] if pki else []),
         ],
         zone=section.zone,
         labels=section.labels,
@@ -77,6 +87,7 @@ def peer_options(settings: Settings, section: PeerSection) -> PeerOptions | None
         plain_http=True if settings.plain_http else None,
         ca_file=os.fspath(settings.ca_file) if settings.ca_file else None,
         insecure=settings.insecure_skip_verify,
+        pki=pki,
     )
 
 

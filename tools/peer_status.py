@@ -7,6 +7,7 @@ from typing import ClassVar
 from fuse.supervisor.main import SOCKET_NAME
 from rafs.errors import NydusError
 from tools.agent_client import PeersAnswer, ask_agent
+from tools.limits import lines
 from tools.sizes import format_size
 
 SHOWN_PEERS = 20
@@ -42,6 +43,7 @@ def peer_lines(status: PeersAnswer) -> Iterator[str]:
         f"past the owners {status.degraded}, hedges {status.hedges}, dead peers {status.dead_peers}, "
         f"wrong bytes {status.wrong_bytes}, busy {status.busy_answers}"
     )
+    yield from lines(status.limits)
     by_size = sorted(status.by_peer.items(), key=lambda pair: -pair[1])
     for peer, size_bytes in by_size[:SHOWN_PEERS]:
         yield f"  {format_size(size_bytes)} from {peer}"

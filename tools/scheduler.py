@@ -1,24 +1,51 @@
 """`nydus-py scheduler`: the process through which hosts find each other, and what it knows."""
 
+import functools
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, ClassVar
 
+import msgspec
 import trio
 import typer
 
-from backend.peers.scheduler import Scheduler, SchedulerStatus, Switch, new_epoch
+from backend.peers.leases import OriginShare
+from backend.peers.scheduler import LimitsStatus, Scheduler, SchedulerStatus, Switch, new_epoch, new_leases
 from backend.peers.scheduler_state import SchedulerState
 from backend.peers.scope import ScopeRule
-from backend.peers.wire import STATUS_TARGET, SWITCH_TARGET
+from backend.peers.tls import PeerTls, TlsFiles
+from backend.peers.wire import LIMITS_TARGET, STATUS_TARGET, SWITCH_TARGET, LimitsChange
 from rafs.errors import NydusError
+from tools.limit_options import (
+    ClusterOrigin,
+    ClusterOriginConcurrency,
+    ClusterOriginRequests,
+    LimitDown,
+    LimitOrigin,
+    LimitOriginConcurrency,
+    LimitOriginRequests,
+    LimitTaskDown,
+    LimitTaskUp,
+    LimitUp,
+    flag_values,
+    limit_lines,
+)
 from tools.output import JsonOption, emit, talk
 from tools.runtime import run_async
 from tools.scheduler_client import ask_scheduler
 from tools.sizes import format_size
 
 DEFAULT_URL = "http://127.0.0.1:8770"
+
+PkiOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Directory of `nydus-py pki issue`, for mutual TLS; "
+        "to change something needs a certificate with --scope admin."
+    ),
+]
 
 
 class CannotListen(NydusError):
@@ -29,8 +56,12 @@ class CannotListen(NydusError):
 
 
 def run(
+    ctx: typer.Context,
     action: Annotated[
-        str, typer.Argument(help="Nothing to serve; or status, enable, disable to ask a running scheduler.")
+        str,
+        typer.Argument(
+            help="Nothing to serve; or status, limits, enable, disable to ask a running scheduler."
+        ),
     ] = "serve",
     listen: Annotated[str, typer.Option(help="Address and port to listen on.")] = ":8770",
     scope: Annotated[
@@ -40,24 +71,50 @@ def run(
         bool, typer.Option("--trust-addresses", help="Believe hosts behind NAT what address they have.")
     ] = False,
     url: Annotated[
-        str, typer.Option("--scheduler", help="The scheduler that status, enable and disable ask.")
+        str, typer.Option("--scheduler", help="The scheduler that status, limits, enable and disable ask.")
     ] = DEFAULT_URL,
+    pki: PkiOption = None,
+    limit_up: LimitUp = None,
+    limit_down: LimitDown = None,
+    limit_origin: LimitOrigin = None,
+    limit_origin_requests: LimitOriginRequests = None,
+    limit_origin_concurrency: LimitOriginConcurrency = None,
+    limit_task_up: LimitTaskUp = None,
+    limit_task_down: LimitTaskDown = None,
+    cluster_origin: ClusterOrigin = None,
+    cluster_origin_requests: ClusterOriginRequests = None,
+    cluster_origin_concurrency: ClusterOriginConcurrency = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve until told to end. State is in memory only: hosts tell a new scheduler everything again."""
+    """Serve until told to end. State is in memory only: hosts tell a new scheduler everything again.
+
+    Limits count for every host, beside its own. `nydus-py scheduler limits` shows those of a running
+    scheduler, or changes those that are named; every host hears of it within 2 s.
+    """
+    change = LimitsChange(
+        flag_values(ctx.params),
+        flag_values(ctx.params, "cluster"),
+    )
+    tls = PeerTls(TlsFiles.in_directory(pki)) if pki else None
+    ask = functools.partial(ask_scheduler, url, context=tls.client if tls else None)
     if action == "serve":
-        scheduler = Scheduler(SchedulerState(new_epoch(), ScopeRule(scope)), trusts_addresses=trust_addresses)
-        listener = listen_on(listen)
-        talk(f"scheduler listens on {listener.getsockname()[0]} port {listener.getsockname()[1]}")
-        run_async(lambda: _serve(scheduler, listener))
+        state = SchedulerState(new_epoch(), ScopeRule(scope), leases=new_leases())
+        state.change_limits(change.applied_to(state.limits))
+        _run(Scheduler(state, trusts_addresses=trust_addresses, tls=tls), listen)
     elif action == "status":
-        status = ask_scheduler(url, "GET", STATUS_TARGET, SchedulerStatus)
+        status = ask("GET", STATUS_TARGET, SchedulerStatus)
         emit(status, as_json=as_json, render=_lines)
+    elif action == "limits":
+        if change.hosts or change.cluster:
+            limits = ask("POST", LIMITS_TARGET, LimitsStatus, change)
+        else:
+            limits = ask("GET", LIMITS_TARGET, LimitsStatus)
+        emit(limits, as_json=as_json, render=_limit_lines)
     elif action in ("enable", "disable"):
-        ask_scheduler(url, "POST", SWITCH_TARGET, Switch, Switch(action == "enable"))
+        ask("POST", SWITCH_TARGET, Switch, Switch(action == "enable"))
         talk(f"peers are {action}d; every host hears of it within 2 s")
     else:
-        raise typer.BadParameter(f"{action}: serve, status, enable or disable")
+        raise typer.BadParameter(f"{action}: serve, status, limits, enable or disable")
 
 
 def listen_on(address: str) -> socket.socket:
@@ -70,6 +127,12 @@ def listen_on(address: str) -> socket.socket:
         raise CannotListen(address=address, why=str(error)) from error
     listener.setblocking(False)
     return listener
+
+
+def _run(scheduler: Scheduler, address: str) -> None:
+    listener = listen_on(address)
+    talk(f"scheduler listens on {listener.getsockname()[0]} port {listener.getsockname()[1]}")
+    run_async(lambda: _serve(scheduler, listener))
 
 
 async def _serve(scheduler: Scheduler, listener: socket.socket) -> None:
@@ -87,6 +150,7 @@ def _lines(status: SchedulerStatus) -> Iterator[str]:
         f"{len(status.hosts)} hosts, peers {'on' if status.peers_enabled else 'OFF'}; "
         f"from the origin {format_size(traffic.origin_bytes)}, from peers {format_size(traffic.peer_bytes)}"
     )
+    yield from _limit_lines(status.limits)
     for host in status.hosts:
         traffic = host.traffic
         yield (
@@ -99,3 +163,13 @@ def _lines(status: SchedulerStatus) -> Iterator[str]:
             f"blob {blob.blob_id[:12]} in {blob.scope}: {blob.hosts} hosts, "
             f"{blob.pieces_held} of {blob.pieces} pieces are somewhere"
         )
+
+
+def _limit_lines(limits: LimitsStatus) -> Iterator[str]:
+    yield f"limits of each host: {', '.join(limit_lines(msgspec.structs.asdict(limits.hosts))) or 'none'}"
+    yield f"limits of all together: {_origin_line(limits.origin)}; lent: {_origin_line(limits.granted)}"
+
+
+def _origin_line(share: OriginShare) -> str:
+    values = {"origin_bps": share.bps, "origin_rps": share.rps, "origin_concurrency": share.concurrency}
+    return ", ".join(limit_lines(values)) or "no limit"

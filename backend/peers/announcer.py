@@ -12,8 +12,11 @@ import msgspec
 import trio
 
 from backend.contract import BackendError
-from backend.http import HttpClient, HttpRequest
+from backend.http import HttpClient, HttpRequest, TlsFailed
 from backend.peers.hub import PeerHub
+from backend.peers.leases import HostLease
+from backend.peers.limit_control import LimitControl
+from backend.peers.tls_failure import tls_failure
 from backend.peers.wire import ANNOUNCE_TARGET, Announce, Answer, Holding
 
 log = logging.getLogger(__name__)
@@ -35,7 +38,10 @@ class SchedulerRefused(BackendError):
 class Announcer:
     """See above. `urls` of the schedulers, the preferred one first."""
 
-    def __init__(self, hub: PeerHub, urls: Sequence[str], http: HttpClient) -> None:
+    def __init__(self, hub: PeerHub, urls: Sequence[str], http: HttpClient, control: LimitControl) -> None:
+        self._control = control
+        self._lease = HostLease()
+        self._complaint = ""
         self.scheduler = ""
         """The one that answered last; "" while none does."""
         self._hub = hub
@@ -62,14 +68,17 @@ class Announcer:
     async def _announce_once(self) -> float:
         """One announcement; how long to wait until the next one."""
         url = self._urls[self._at]
+        asked_at = trio.current_time()
         announce = self._composed()
         try:
             answer = await self._send(url, announce)
         except BackendError as error:
             if self.scheduler or self._at == len(self._urls) - 1:
                 log.info("%s; going on with %d known hosts", error, len(self._hub.swarm.members))
+            self._complain(error, url)
             self.scheduler = ""
             self._must_tell_everything = True
+            self._control.limits.lease_origin(self._lease.share(trio.current_time()))
             self._at = (self._at + 1) % len(self._urls)
             return RETRY_PAUSE_S
         self.scheduler = url
@@ -79,9 +88,30 @@ class Announcer:
         self._members_version = answer.members.version
         self._must_tell_everything = answer.wants_everything
         self._hub.swarm.take(answer)
+        self._take_terms(answer, asked_at)
         self._hub.queue.dispatch()
         self._hub.known.set()
         return 0.0 if answer.wants_everything else min(max(answer.interval_s, 0.05), 10.0)
+
+    def _complain(self, error: BackendError, url: str) -> None:
+        """Once of each thing that does not pass by itself, as a certificate that is over."""
+        if isinstance(error, TlsFailed):
+            error = tls_failure(error, url)
+        elif not isinstance(error, SchedulerRefused) or not error.fields.get("status"):
+            return
+        if str(error) != self._complaint:
+            self._complaint = str(error)
+            log.warning("%s", error)
+
+    def _take_terms(self, answer: Answer, asked_at: float) -> None:
+        if answer.scope != self._hub.scope:
+            self._hub.scope = answer.scope
+            for told in self._hub.on_scope:
+                told()
+        self._control.set_cluster(answer.limits)
+        if answer.lease is not None:
+            self._lease.renew(answer.lease, asked_at)
+        self._control.limits.lease_origin(self._lease.share(trio.current_time()))
 
     def _composed(self) -> Announce:
         hub, everything = self._hub, self._must_tell_everything
@@ -109,6 +139,8 @@ class Announcer:
             traffic=hub.counters.traffic(),
             uploads=hub.uploads,
             bad_peers=bad_peers,
+            origin_wants=self._control.limits.origin_demand(),
+            lease_seen=self._lease.seen,
         )
 
     async def _leave(self) -> None:
@@ -128,7 +160,8 @@ class Announcer:
                 async with self._http.exchange(request) as response:
                     data = await response.read(ANSWER_MAX_BYTES)
                     if response.status != 200:
-                        raise SchedulerRefused(where=url, why=data.decode(errors="replace")[:256])
+                        why = data.decode(errors="replace")[:256]
+                        raise SchedulerRefused(where=url, why=why, status=response.status)
             return msgspec.json.decode(data, type=Answer)
         except (trio.TooSlowError, msgspec.DecodeError) as error:
             why = str(error) or f"no answer within {TIMEOUT_S:g} s"

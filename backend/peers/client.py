@@ -6,23 +6,26 @@ never behind a prefetch. A cancelled request closes its connection.
 """
 
 import enum
+import logging
 import math
 import re
-import socket
 import ssl
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
-from urllib.parse import urlsplit
 
 import h11
 import trio
 
 from backend.contract import BackendError
-from backend.peers.reach import is_reachable, reach
+from backend.peers.identity import CertificateRefused
+from backend.peers.intake import Intake
+from backend.peers.peer_connection import PeerConnection, place_of
+from backend.peers.reach import is_reachable
 from backend.pieces import first_failure
 from backend.priority import FetchClass
+
+log = logging.getLogger(__name__)
 
 STALL_S = 0.3
 """Silence after which it is asked on a new connection whether the host is alive."""
@@ -31,9 +34,7 @@ SILENCE_MAX_S = 30.0
 """A live host that sends nothing for so long will not send anything: it waits for an origin, perhaps."""
 RETRY_AFTER_S = 0.2
 IDLE_PER_HOST = 4
-HEAD_MAX_BYTES = 16 << 10
-RECEIVE_BYTES = 1 << 20
-WAKE_BYTES = 64 << 10
+COMPLAINTS_MAX = 4096
 
 _CONTENT_RANGE = re.compile(rb"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
@@ -79,30 +80,31 @@ class PeerClient:
     def __init__(self, own_url: str = "", ssl_context: ssl.SSLContext | None = None) -> None:
         self.own_url = own_url
         self._ssl = ssl_context
+        self._complaints: dict[str, str] = {}
         self._heard_at: dict[str, float] = {}
         self._probes: dict[str, trio.Event] = {}
         self._unreachable: set[str] = set()
         """Those whose last probe has failed."""
-        self._idle: dict[tuple[str, FetchClass], list[_Connection]] = defaultdict(list)
+        self._idle: dict[tuple[str, FetchClass], list[PeerConnection]] = defaultdict(list)
 
     async def fetch(
-        self, url: str, request: PeerRequest, buffer: memoryview, pace: Callable[[int], object] | None = None
+        self, url: str, request: PeerRequest, buffer: memoryview, intake: Intake | None = None
     ) -> None:
         """Fills `buffer` with the range that starts at `request.offset`. Raises `PeerFailed`.
 
-        The bytes are not verified. `pace` is told of every part that has arrived.
+        The bytes are not verified. `intake` says how fast they may be received.
         """
         idle = self._idle[url, request.fetch_class]
         while idle:
             connection = idle.pop()
             try:
-                await self._exchange(connection, request, buffer, pace)
+                await self._exchange(connection, request, buffer, intake)
             except _Stale:
                 continue  # closed by the other side while nobody used it
             return
         connection = await self._connect(url)
         try:
-            await self._exchange(connection, request, buffer, pace)
+            await self._exchange(connection, request, buffer, intake)
         except _Stale:
             raise PeerFailed(url, Verdict.DEAD, "hung up") from None
 
@@ -128,7 +130,7 @@ class PeerClient:
     async def _probe(self, url: str) -> bool:
         ended = self._probes[url] = trio.Event()
         try:
-            is_there = await is_reachable(*_place(url))
+            is_there = await is_reachable(*place_of(url))
             self._unreachable.discard(url)
             if is_there:
                 self.heard(url)
@@ -146,21 +148,30 @@ class PeerClient:
                 connection.close()
         self._idle.clear()
 
-    async def _connect(self, url: str) -> "_Connection":
+    async def _connect(self, url: str) -> "PeerConnection":
         try:
-            return await _Connection.open(url, self._ssl, self.heard)
+            return await PeerConnection.open(url, self._ssl, self.heard)
+        except CertificateRefused as error:
+            self._complain(url, error)
+            raise PeerFailed(url, Verdict.DEAD, str(error)) from error
         except (OSError, ValueError) as error:
             if self.was_heard(url) and not isinstance(error, ConnectionRefusedError):
                 why = "its link is full"
                 raise PeerFailed(url, Verdict.BUSY, why, retry_after_s=RETRY_AFTER_S) from error
             raise PeerFailed(url, Verdict.DEAD, getattr(error, "strerror", None) or str(error)) from error
 
+    def _complain(self, url: str, error: CertificateRefused) -> None:
+        """Once for each host and reason: somebody has to issue a certificate, or to set a clock."""
+        if self._complaints.get(url) != str(error) and len(self._complaints) < COMPLAINTS_MAX:
+            self._complaints[url] = str(error)
+            log.warning("%s", error)
+
     async def _exchange(
         self,
-        connection: "_Connection",
+        connection: "PeerConnection",
         request: PeerRequest,
         buffer: memoryview,
-        pace: Callable[[int], object] | None,
+        intake: Intake | None,
     ) -> None:
         """One request on a connection, which is closed or kept afterwards."""
         url, is_whole = connection.url, False
@@ -169,7 +180,10 @@ class PeerClient:
                 watch = _StallWatch(self, connection)
                 nursery.start_soon(watch.run)
                 try:
-                    is_whole = await self._ask(connection, request, buffer, pace)
+                    is_whole = await self._ask(connection, request, buffer, intake)
+                except CertificateRefused as error:
+                    self._complain(url, error)
+                    raise PeerFailed(url, Verdict.DEAD, str(error)) from error
                 except (OSError, h11.ProtocolError) as error:
                     if connection.heard == 0 and connection.uses > 1:
                         raise _Stale from error
@@ -187,10 +201,10 @@ class PeerClient:
 
     async def _ask(
         self,
-        connection: "_Connection",
+        connection: "PeerConnection",
         request: PeerRequest,
         buffer: memoryview,
-        pace: Callable[[int], object] | None,
+        intake: Intake | None,
     ) -> bool:
         """Whether the connection can be used again."""
         first, last = request.offset, request.offset + len(buffer) - 1
@@ -205,7 +219,7 @@ class PeerClient:
             headers.append((b"Nydus-Fetch", b"1"))
         head = await connection.ask(f"/v1/blobs/{request.blob_id}/decoded".encode(), headers)
         self._check(connection.url, head, first, last)
-        await connection.receive_body(buffer, pace)
+        await connection.receive_body(buffer, intake)
         return not connection.is_last(head)
 
     def _check(self, url: str, head: h11.Response, first: int, last: int) -> None:
@@ -228,12 +242,6 @@ class PeerClient:
         raise PeerFailed(url, verdict, f"status {head.status_code}")
 
 
-def _place(url: str) -> tuple[str, int]:
-    """Host and port. Raises `ValueError`."""
-    parts = urlsplit(url)
-    return parts.hostname or "", parts.port or 80
-
-
 def _retry_after_s(headers: dict[bytes, bytes]) -> float:
     try:
         return int(headers.get(b"nydus-retry-after-ms", b"")) / 1000
@@ -248,7 +256,7 @@ class _Stale(Exception):
 class _StallWatch:
     """Ends a request to a host that is silent and does not answer elsewhere either."""
 
-    def __init__(self, client: PeerClient, connection: "_Connection") -> None:
+    def __init__(self, client: PeerClient, connection: "PeerConnection") -> None:
         self._client = client
         self._connection = connection
 
@@ -256,7 +264,7 @@ class _StallWatch:
         heard, since = -1, trio.current_time()
         while True:
             await trio.sleep(STALL_S)
-            if self._connection.heard != heard:
+            if self._connection.heard != heard or self._connection.is_held:
                 heard, since = self._connection.heard, trio.current_time()
                 continue
             silent_s = trio.current_time() - since
@@ -264,144 +272,3 @@ class _StallWatch:
                 raise PeerFailed(self._connection.url, Verdict.DEAD, f"silent for {silent_s:.0f} s")
             if not await self._client.is_alive(self._connection.url):
                 raise PeerFailed(self._connection.url, Verdict.DEAD, "silent")
-
-
-class _Connection:
-    """A connection that is used for one request after the other."""
-
-    def __init__(
-        self,
-        url: str,
-        host: str,
-        plain: socket.socket,
-        tls: trio.SSLStream[trio.SocketStream] | None,
-        told: Callable[[str], None],
-    ) -> None:
-        self.url = url
-        self.heard = 0
-        """Grows with everything that arrives for the request at hand."""
-        self.uses = 0
-        self._told = told
-        self._wakes_for = 1
-        self._host = host.encode()
-        self._socket = plain
-        self._tls = tls
-        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_MAX_BYTES)
-
-    @classmethod
-    async def open(
-        cls, url: str, context: ssl.SSLContext | None, told: Callable[[str], None]
-    ) -> "_Connection":
-        """`told` hears of `url` whenever something arrives. Raises `OSError`, `ValueError`."""
-        host, port = _place(url)
-        plain = await reach(host, port)
-        tls = None
-        try:
-            if context is not None:
-                stream = trio.SocketStream(trio.socket.from_stdlib_socket(plain))
-                tls = trio.SSLStream(stream, context, server_hostname=host)
-                await tls.do_handshake()
-        except trio.BrokenResourceError as error:
-            plain.close()
-            raise ConnectionError(str(error.__cause__ or error)) from error
-        except BaseException:
-            plain.close()
-            raise
-        return cls(url, f"{host}:{port}", plain, tls, told)
-
-    async def ask(self, target: bytes, headers: list[tuple[bytes, bytes]]) -> h11.Response:
-        """Sends a GET and gives the head of the answer. Raises `OSError`, `h11.ProtocolError`."""
-        self._wake_for(1)
-        # A new one each time: the last body went past it.
-        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_MAX_BYTES)
-        self.uses += 1
-        self.heard = 0
-        request = h11.Request(method=b"GET", target=target, headers=[(b"Host", self._host), *headers])
-        await self._send((self._http.send(request) or b"") + (self._http.send(h11.EndOfMessage()) or b""))
-        while True:
-            event = self._http.next_event()
-            if event is h11.NEED_DATA:
-                data = await self._receive(HEAD_MAX_BYTES)
-                self._http.receive_data(data)
-                if not data:
-                    raise ConnectionResetError("hung up")
-            elif isinstance(event, h11.Response):
-                return event
-            elif isinstance(event, h11.ConnectionClosed):
-                raise ConnectionResetError("hung up")
-
-    async def receive_body(
-        self,
-        buffer: memoryview,
-        pace: Callable[[int], object] | None,
-    ) -> None:
-        """Fills `buffer` with the body, whose length is that of the buffer; past h11, which would copy it."""
-        early = self._http.trailing_data[0]
-        if len(early) > len(buffer):
-            raise h11.RemoteProtocolError("more than the body")
-        buffer[: len(early)] = early
-        filled = len(early)
-        while filled < len(buffer):
-            self._wake_for(len(buffer) - filled)
-            got = await self._receive_into(buffer[filled : filled + RECEIVE_BYTES])
-            if not got:
-                raise ConnectionResetError(f"hung up after {filled} of {len(buffer)} bytes")
-            filled += got
-            if pace is not None:
-                pace(got)
-
-    def is_last(self, head: h11.Response) -> bool:
-        """Whether the other side closes the connection after this answer."""
-        return any(name == b"connection" and b"close" in value.lower() for name, value in head.headers)
-
-    def close(self) -> None:
-        """At once; nothing is lost that somebody waits for."""
-        self._socket.close()
-
-    def _wake_for(self, remaining: int) -> None:
-        """Has the kernel collect some packets first: to be woken by each costs ten times the copy."""
-        size = min(remaining, WAKE_BYTES)
-        if self._tls is None and size != self._wakes_for:
-            self._wakes_for = size
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
-
-    async def _send(self, data: bytes) -> None:
-        if self._tls is not None:
-            await self._tls.send_all(data)
-            return
-        while data:
-            try:
-                data = data[self._socket.send(data) :]
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._socket)
-
-    async def _receive(self, size: int) -> bytes:
-        if self._tls is not None:
-            data = bytes(await self._tls.receive_some(size))
-        else:
-            while True:
-                await trio.lowlevel.wait_readable(self._socket)
-                try:
-                    data = self._socket.recv(size)
-                    break
-                except BlockingIOError:
-                    continue
-        self.heard += len(data)
-        self._told(self.url)
-        return data
-
-    async def _receive_into(self, buffer: memoryview) -> int:
-        if self._tls is not None:
-            data = await self._tls.receive_some(len(buffer))
-            buffer[: len(data)] = data
-            got = len(data)
-        else:
-            while True:
-                try:
-                    got = self._socket.recv_into(buffer)
-                    break
-                except BlockingIOError:
-                    await trio.lowlevel.wait_readable(self._socket)
-        self.heard += got
-        self._told(self.url)
-        return got

@@ -6,6 +6,7 @@ import trio
 
 from backend.peers.blob_answer import answer_blob
 from backend.peers.http_heads import Asked, Header, Heads
+from backend.peers.identity import CertificateRefused, addresses_of
 from backend.peers.refusal import Dropped, Refusal, Refused
 from backend.peers.site import Site
 from backend.peers.targets import HEALTHY, REGISTRY_PROBES, blob_request
@@ -50,11 +51,21 @@ async def _exchange(asked: Asked, transport: Transport, heads: Heads, site: Site
             version = (b"docker-distribution-api-version", b"registry/2.0")
             await _send_short(asked, 200, "{}", (version,), transport, heads)
         else:
-            request = blob_request(asked.path, asked.query, asked.headers, transport.peer)
+            addresses = addresses_of(transport.certificate) if transport.certificate else ()
+            request = blob_request(asked.path, asked.query, asked.headers, transport.peer, addresses)
+            _authorize(transport, site)
             await answer_blob(asked, request, transport, heads, site)
     except Refused as refused:
         site.counters.refuse(refused.refusal)
         await _send_short(asked, refused.status, refused.text, refused.headers, transport, heads)
+
+
+def _authorize(transport: Transport, site: Site) -> None:
+    """For each request: certificates end, and scopes change, while a connection lasts."""
+    try:
+        site.authorize(transport.certificate)
+    except CertificateRefused as error:
+        raise Refused(403, Refusal.CERTIFICATE, str(error)) from error
 
 
 async def _send_short(

@@ -94,6 +94,10 @@ class PeerHub:
         self.uploads = 0
         self.on_blob: list[Callable[[PeerBlob, bool], None]] = []
         """Called with a blob that is there now (True) or has gone."""
+        self.scope: str | None = None
+        """What certificates of those that are served must be for; None while no scheduler has said it."""
+        self.on_scope: list[Callable[[], None]] = []
+        """Called when that has changed."""
         self.known = trio.Event()
         """A scheduler has answered for the first time."""
         self.has_news = trio.Event()

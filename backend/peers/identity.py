@@ -78,7 +78,7 @@ def peer_identity(certificate: Mapping[str, Any] | None, peer: str = "peer") -> 
     return PeerIdentity(
         name=names[0],
         scopes=scopes_of(value for kind, value in alternatives if kind == "URI"),
-        addresses=frozenset(_addresses(alternatives)),
+        addresses=addresses_of(certificate),
         expires_at=float(ssl.cert_time_to_seconds(certificate["notAfter"])),
     )
 
@@ -86,6 +86,11 @@ def peer_identity(certificate: Mapping[str, Any] | None, peer: str = "peer") -> 
 def scopes_of(uris: Iterable[str]) -> frozenset[str]:
     """The scopes among the URIs of a certificate."""
     return frozenset(uri.removeprefix(SCOPE_URI) for uri in uris if uri.startswith(SCOPE_URI))
+
+
+def addresses_of(certificate: Mapping[str, Any]) -> frozenset[str]:
+    """The addresses and DNS names in what `getpeercert()` returned, in their usual form."""
+    return frozenset(_addresses(certificate.get("subjectAltName", ())))
 
 
 def require_scope(identity: PeerIdentity, scope: str) -> None:

@@ -55,6 +55,11 @@ class LimitTree:
         """The limits as they were set last, leases and yielding not counted."""
         return self._settings
 
+    @property
+    def lease(self) -> OriginShare | None:
+        """What the cluster has lent last."""
+        return self._lease
+
     def download(
         self,
         n_bytes: int,

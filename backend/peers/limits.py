@@ -6,6 +6,7 @@ may pass at once, and wakes that task. Between taking the time and the end of `_
 checkpoint.
 """
 
+import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
@@ -14,13 +15,18 @@ import trio
 
 from backend.peers.claims import Claim
 from backend.peers.leases import OriginShare
-from backend.peers.limit_settings import LimitSettings
+from backend.peers.limit_settings import LIMIT_MAX, LimitSettings
 from backend.peers.limit_tree import LimitStatistics, LimitTree
 from backend.peers.yielding import YieldRule
 from backend.priority import FetchClass
 
 TICK_S = 0.001
 """Claims are let through no more often than this: a fast link passes several parts at a time."""
+
+METER_MIN_S = 0.05
+WANTED_PER_S = 4
+"""What is asked for should be here within a quarter of a second, the time between two announces."""
+GROWTH = 2
 
 
 class Paced(Protocol):
@@ -45,7 +51,12 @@ class HostLimits:
         self._tree = LimitTree(settings, clock())
         self._rule = YieldRule(clock())
         self._told_bps: float | None = None
+        self._last_yielded_bps: float | None = None
+        self.on_yield: list[Callable[[], None]] = []
+        """Called when `yielded_bps` has changed."""
         self._owned: dict[object, Claim] = {}
+        self._wanted_bytes = 0
+        self._meter = _OriginMeter(clock())
         self._changed = trio.Event()
 
     async def take(
@@ -118,15 +129,22 @@ class HostLimits:
         return self._rule.rate_bps(self._tree.settings.host_up_bps, self._clock())
 
     @asynccontextmanager
-    async def origin_request(self, fetch_class: FetchClass) -> AsyncIterator[None]:
-        """Waits until the origin may be asked and holds one of its places; its bytes go through `take`."""
+    async def origin_request(self, fetch_class: FetchClass, n_bytes: int = 0) -> AsyncIterator[None]:
+        """Waits until the origin may be asked and holds one of its places; its bytes go through `take`.
+
+        `n_bytes` are what the answer will bring: they count as wanted until then.
+        """
         event = trio.Event()
-        await self._wait(self._tree.origin_request(fetch_class, notify=event.set), event)
+        self._wanted_bytes += n_bytes
         try:
-            yield
+            await self._wait(self._tree.origin_request(fetch_class, notify=event.set), event)
+            try:
+                yield
+            finally:
+                self._tree.end_request(self._clock())
+                self._pump()
         finally:
-            self._tree.end_request(self._clock())
-            self._pump()
+            self._wanted_bytes -= n_bytes
 
     def change(self, settings: LimitSettings) -> None:
         """Other limits from now on, for those that wait as well."""
@@ -144,6 +162,11 @@ class HostLimits:
         self._pump()
 
     @property
+    def lease(self) -> OriginShare | None:
+        """What the cluster has lent; None while it says nothing."""
+        return self._tree.lease
+
+    @property
     def settings(self) -> LimitSettings:
         """The limits as they were set last."""
         return self._tree.settings
@@ -154,8 +177,18 @@ class HostLimits:
         return self._tree.part_bytes
 
     def origin_demand(self) -> OriginShare:
-        """What those that wait for the origin want, for the next announce."""
-        return self._tree.origin_demand()
+        """What this host would use of the origin, for the next announce.
+
+        While something is wanted, that is more than what flows: what a host could use shows only when it is
+        lent more.
+        """
+        self._meter.note(self._tree.statistics(), self._clock())
+        waiting = self._tree.origin_demand()
+        if not self._wanted_bytes:
+            return waiting
+        bps = math.ceil(WANTED_PER_S * self._wanted_bytes + GROWTH * self._meter.bps)
+        rps = (waiting.rps or 0.0) + GROWTH * self._meter.rps
+        return OriginShare(min(max(bps, waiting.bps or 0), LIMIT_MAX), rps, waiting.concurrency)
 
     def statistics(self) -> LimitStatistics:
         """A snapshot."""
@@ -176,9 +209,14 @@ class HostLimits:
             self._changed.set()
 
     def _apply_rule(self) -> None:
-        rates = [each for each in (self.yielded_bps, self._told_bps) if each is not None]
+        yielded_bps = self.yielded_bps
+        rates = [each for each in (yielded_bps, self._told_bps) if each is not None]
         self._tree.yield_up(min(rates, default=None), self._clock())
         self._pump()
+        if yielded_bps != self._last_yielded_bps:
+            self._last_yielded_bps = yielded_bps
+            for told in self.on_yield:
+                told()
 
     async def _run(self) -> None:
         """Lets claims through as time passes."""
@@ -189,6 +227,24 @@ class HostLimits:
             at = min(self._tree.queue.next_at(now), self._rule.next_at(now))
             with trio.move_on_after(max(at - now, TICK_S)):
                 await self._changed.wait()
+
+
+class _OriginMeter:
+    """What the origin has sent lately."""
+
+    def __init__(self, now: float) -> None:
+        self.bps = self.rps = 0.0
+        self._at = now
+        self._bytes = self._requests = 0
+
+    def note(self, statistics: LimitStatistics, now: float) -> None:
+        elapsed_s = now - self._at
+        if elapsed_s < METER_MIN_S:
+            return
+        self.bps = (statistics.origin_bytes - self._bytes) / elapsed_s
+        self.rps = (statistics.origin_requests - self._requests) / elapsed_s
+        self._at = now
+        self._bytes, self._requests = statistics.origin_bytes, statistics.origin_requests
 
 
 @asynccontextmanager

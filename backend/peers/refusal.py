@@ -9,6 +9,7 @@ class Refusal(enum.StrEnum):
     CONNECTIONS = "too many connections"
     CONNECTIONS_OF_PEER = "too many connections of one peer"
     TLS = "TLS handshake failed"
+    CERTIFICATE = "certificate refused"
     HEAD_TIMEOUT = "head not complete in time"
     IDLE = "idle for too long"
     HEAD_TOO_LARGE = "head too large"

@@ -14,6 +14,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import msgspec
+
+from backend.peers.lease_book import LeaseBook
+from backend.peers.leases import OriginShare
+from backend.peers.limit_settings import LIMIT_MAX
 from backend.peers.membership import Membership
 from backend.peers.piece import PieceSet
 from backend.peers.ranking import Candidate, Ranker, RuleRanker
@@ -21,6 +26,7 @@ from backend.peers.scope import ScopeRule
 from backend.peers.wire import (
     Announce,
     Answer,
+    ClusterLimits,
     HolderChange,
     Holding,
     HostInfo,
@@ -94,8 +100,11 @@ class SchedulerState:
         scope: ScopeRule | None = None,
         ranker: Ranker | None = None,
         chance: random.Random | None = None,
+        leases: LeaseBook | None = None,
     ) -> None:
-        """`epoch` names this life of the scheduler, unlike any earlier one."""
+        """`epoch` names this life of the scheduler, unlike any earlier one. `leases`: without, no limit."""
+        self.limits = ClusterLimits()
+        self._leases = leases or LeaseBook(OriginShare(), 0.0)
         self.epoch = epoch
         self.peers_enabled = True
         self.refused = 0
@@ -119,6 +128,7 @@ class SchedulerState:
         host = self._host_of(announce, address, now)
         if announce.is_leaving:
             self._remove(host)
+            self._leases.leave(host.info.id)
             return Answer(self.epoch, 0, self.interval_s, MemberChange(0))
         knows_each_other = announce.epoch == self.epoch and announce.sequence == host.sequence
         if not knows_each_other:
@@ -139,7 +149,23 @@ class SchedulerState:
             peers_enabled=self.peers_enabled,
             banned=self._banned(now),
             wants_everything=not understood,
+            scope=self.certificate_scope(announce.host, address),
+            limits=self.limits.hosts,
+            lease=self._leases.ask(host.info.id, announce.origin_wants, announce.lease_seen, now),
         )
+
+    def certificate_scope(self, host: HostInfo, address: str) -> str:
+        """See `ScopeRule`."""
+        return self._scope.certificate_scope(host, address)
+
+    def change_limits(self, limits: ClusterLimits) -> None:
+        """Other limits from now on; each host hears of them with its next announcement."""
+        self.limits = limits
+        self._leases.change(limits.origin)
+
+    def granted(self, now: float) -> OriginShare:
+        """What all hosts together may ask of the origin at this moment."""
+        return self._leases.granted(now)
 
     def expire(self, now: float) -> None:
         """Forgets hosts that have fallen silent. To be called now and then."""
@@ -167,6 +193,9 @@ class SchedulerState:
             self._refuse(host_id[:64], "a name of 1 to 256 characters and at most 64 labels are needed")
         if len(announce.holdings) > BLOBS_MAX or len(announce.wanted) > BLOBS_MAX:
             self._refuse(host_id, f"more than {BLOBS_MAX} blobs")
+        wants = announce.origin_wants
+        if any(each is not None and not 0 <= each <= LIMIT_MAX for each in msgspec.structs.astuple(wants)):
+            self._refuse(host_id, f"it wants {wants} of the origin")
         for holding in announce.holdings:
             if not 0 <= holding.pieces <= PIECES_MAX or len(holding.blob_id) > 128:
                 self._refuse(host_id, f"a blob of {holding.pieces} pieces")

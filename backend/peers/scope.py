@@ -55,6 +55,20 @@ class ScopeRule:
             return self._lists.get(host.id, f"alone {host.id}")
         return "cluster"
 
+    def certificate_scope(self, host: HostInfo, address: str) -> str:
+        """What a certificate must be for, to be of the same scope; "" is that of any host of the cluster.
+
+        `zone:az1`, `label:NAME=VALUE`, `cidr:10.0.0.0/16`, `list:NAME`; a host in no list is alone.
+        """
+        group = self.group_of(host, address)
+        if self._kind == "zone":
+            return f"zone:{host.zone}"
+        if self._kind == "label":
+            return f"label:{self._argument}={host.labels.get(self._argument, '')}"
+        if self._kind == "cidr":
+            return f"cidr:{group}"
+        return f"list:{group.removeprefix('list ')}" if group.startswith("list ") else ""
+
 
 def _listed(text: str, lists: Sequence[str]) -> list[tuple[str, str]]:
     pairs: list[tuple[str, str]] = []

@@ -13,16 +13,18 @@ import logging
 import socket
 import ssl
 from collections import Counter
+from collections.abc import Callable
 
 import trio
 
+from backend.peers.body import SLICE_BYTES
 from backend.peers.connection import serve_connection
 from backend.peers.page_cache import PageCache
 from backend.peers.refusal import Dropped, Refusal
 from backend.peers.served import Admission, Pace, Shelf
 from backend.peers.server_counters import ServerCounters
 from backend.peers.server_options import ServerOptions
-from backend.peers.site import Site
+from backend.peers.site import Authorize, Site
 from backend.peers.tls_transport import TlsTransport
 from backend.peers.transport import PlainTransport
 
@@ -44,14 +46,17 @@ async def serve_peers(
     options: ServerOptions,
     counters: ServerCounters,
     *,
+    slice_bytes: Callable[[], int] = lambda: SLICE_BYTES,
     ssl_context: ssl.SSLContext | None = None,
+    authorize: Authorize = lambda certificate: None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves on a listening socket until cancelled. The socket stays open: who has made it closes it."""
     pages = PageCache(options.disk_threads, counters)
     listener.setblocking(False)
     async with trio.open_nursery() as nursery:
-        server = _Server(Site(shelf, admission, pace, options, counters, pages, nursery), ssl_context)
+        site = Site(shelf, admission, pace, options, counters, pages, nursery, slice_bytes, authorize)
+        server = _Server(site, ssl_context)
         task_status.started()
         while True:
             await trio.lowlevel.wait_readable(listener)

@@ -15,6 +15,7 @@ from backend.extents import BlobExtent, merge_runs
 from backend.fetch_pool import FetchPool
 from backend.peers.client import PeerFailed, PeerRequest, Verdict
 from backend.peers.hub import PeerBlob, PeerHub
+from backend.peers.intake import Intake
 from backend.peers.piece_queue import Wanted
 from backend.peers.swarm import AskOrigin, AskPeer, Choice, Pause
 from backend.peers.wire import HostInfo
@@ -221,7 +222,8 @@ class PeerStage:
         others, since = health.in_flight, trio.current_time()
         health.in_flight += size
         try:
-            await hub.client.fetch(choice.host.url, request, buffer)
+            intake = Intake(self._pool.limits, ticket, self._blob.blob_id)
+            await hub.client.fetch(choice.host.url, request, buffer, intake)
         finally:
             health.in_flight -= size
         duration_s = trio.current_time() - since

@@ -1,7 +1,7 @@
 """What can be asked of an upload server: the targets of requests, and the headers that say for whom."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from urllib.parse import parse_qs, urlsplit
 
 from backend.peers.refusal import Refusal, Refused
@@ -25,12 +25,21 @@ _DECODED = re.compile(r"/v1/blobs/([0-9a-f]{64})/decoded")
 _ENCODED = re.compile(r"/v2/(.{1,255})/blobs/sha256:([0-9a-f]{64})")
 
 
-def blob_request(path: str, query: str, headers: Mapping[bytes, bytes], peer: str) -> BlobRequest:
-    """What a request asks for. Raises `Refused` for targets and headers that are none of ours."""
+def blob_request(
+    path: str,
+    query: str,
+    headers: Mapping[bytes, bytes],
+    peer: str,
+    addresses: Collection[str] = (),
+) -> BlobRequest:
+    """What a request asks for. Raises `Refused` for targets and headers that are none of ours.
+
+    `addresses` are those in the certificate of `peer`, without one `peer` is its address.
+    """
     reference = _text(headers.get(IMAGE_HEADER), REFERENCE_MAX) or None
     may_fetch = headers.get(FETCH_HEADER) == b"1"
     fetch_class = _fetch_class(headers.get(CLASS_HEADER))
-    url = _own_url(headers.get(PEER_HEADER), peer)
+    url = _own_url(headers.get(PEER_HEADER), addresses or (peer,))
     if match := _DECODED.fullmatch(path):
         return BlobRequest("decoded", match[1], "", reference, may_fetch, fetch_class, peer, "", url)
     match = _ENCODED.fullmatch(path)
@@ -40,14 +49,18 @@ def blob_request(path: str, query: str, headers: Mapping[bytes, bytes], peer: st
     return BlobRequest("encoded", match[2], match[1], reference, may_fetch, fetch_class, peer, namespace, url)
 
 
-def _own_url(value: bytes | None, peer: str) -> str:
+def _own_url(value: bytes | None, addresses: Collection[str]) -> str:
     """Others may be sent there: so it has to be the address that the client has itself."""
     url = _text(value, URL_MAX)
     if not url:
         return ""
     try:
         parts = urlsplit(url)
-        is_own = parts.scheme in ("http", "https") and parts.hostname == peer and parts.port is not None
+        is_own = (
+            parts.scheme in ("http", "https")
+            and (parts.hostname or "") in addresses
+            and parts.port is not None
+        )
     except ValueError:
         is_own = False
     return url if is_own and not parts.path.strip("/") and not parts.query else ""

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import socket
 import ssl
+from collections.abc import Mapping
 from typing import Any
 
 import trio
@@ -38,6 +39,7 @@ class TlsTransport:
         context: ssl.SSLContext,
     ) -> None:
         self.peer = peer
+        self.certificate: Mapping[str, Any] | None = None
         self._socket = sock
         self._slice_timeout_s = slice_timeout_s
         self._pages = pages
@@ -60,7 +62,8 @@ class TlsTransport:
                     await self._flush()  # the alert says why
                 raise
         await self._flush()
-        self.peer = _certified_name(self._tls) or self.peer
+        self.certificate = self._tls.getpeercert()
+        self.peer = _certified_name(self.certificate) or self.peer
 
     async def receive(self) -> bytes:
         """As in `Transport`."""
@@ -127,9 +130,8 @@ class TlsTransport:
             self._incoming.write_eof()
 
 
-def _certified_name(tls: ssl.SSLObject) -> str | None:
+def _certified_name(certificate: Mapping[str, Any] | None) -> str | None:
     """The first DNS name of the client's certificate, else its common name; None without a certificate."""
-    certificate: Any = tls.getpeercert()
     if not certificate:
         return None
     names = [name for kind, name in certificate.get("subjectAltName", ()) if kind == "DNS"]

@@ -9,7 +9,8 @@ import errno
 import os
 import socket
 import struct
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import trio
 
@@ -27,9 +28,13 @@ LAST_WORD_BYTES = 256 << 10
 
 
 class Transport(Protocol):
-    """What the server needs of a connection; of plain sockets and of TLS. `peer` names the client."""
+    """What the server needs of a connection; of plain sockets and of TLS. `peer` names the client.
+
+    `certificate` is the client's, as `getpeercert()` gives it; None without TLS.
+    """
 
     peer: str
+    certificate: Mapping[str, Any] | None
 
     async def receive(self) -> bytes:
         """Some bytes, b"" at the end. No checkpoint when there are some already. Raises `OSError`."""
@@ -55,6 +60,7 @@ class PlainTransport:
 
     def __init__(self, sock: socket.socket, peer: str, slice_timeout_s: float, pages: PageCache) -> None:
         self.peer = peer
+        self.certificate: Mapping[str, Any] | None = None
         self._socket = sock
         self._slice_timeout_s = slice_timeout_s
         self._pages = pages

@@ -5,6 +5,9 @@ Everything that comes from another host is a hint at most: sizes and numbers are
 
 import msgspec
 
+from backend.peers.leases import Lease, OriginShare
+from backend.peers.limit_settings import LimitSettings, read_limits
+
 ANNOUNCE_TARGET = "/v1/announce"
 STATUS_TARGET = "/v1/status"
 LIMITS_TARGET = "/v1/limits"
@@ -55,7 +58,7 @@ class Announce(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `epoch` and `sequence` are those of the last answer that arrived; others than the scheduler expects make
     it tell everything again. `wanted`: blobs of which the host lacks pieces. `is_everything`: all holdings
-    are here and full.
+    are here and full. `origin_wants`: what the host would use of the origin; `lease_seen`: its last lease.
     """
 
     host: HostInfo
@@ -70,6 +73,33 @@ class Announce(msgspec.Struct, frozen=True, omit_defaults=True):
     uploads: int = 0
     bad_peers: list[BadPeer] = []
     is_leaving: bool = False
+    origin_wants: OriginShare = OriginShare(0, 0.0, 0)
+    lease_seen: int = 0
+
+
+class ClusterLimits(msgspec.Struct, frozen=True):
+    """What no host may exceed (`hosts`), and what all together may not ask of the origin."""
+
+    hosts: LimitSettings = LimitSettings()
+    origin: OriginShare = OriginShare()
+
+
+class LimitsChange(msgspec.Struct, frozen=True):
+    """Limits to change, by name in `LimitSettings`; `origin_*` of `cluster` are those of all together.
+
+    None lifts one, and those not named stay.
+    """
+
+    hosts: dict[str, int | None] = {}
+    cluster: dict[str, int | None] = {}
+
+    def applied_to(self, before: ClusterLimits) -> ClusterLimits:
+        """The limits after it. Raises `LimitInvalid`."""
+        hosts = read_limits({**msgspec.to_builtins(before.hosts), **self.hosts})
+        bps, rps, places = msgspec.structs.astuple(before.origin)
+        origin = {"origin_bps": bps, "origin_rps": rps, "origin_concurrency": places, **self.cluster}
+        whole = read_limits(origin)
+        return ClusterLimits(hosts, OriginShare(whole.origin_bps, whole.origin_rps, whole.origin_concurrency))
 
 
 class MemberChange(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -92,7 +122,11 @@ class HolderChange(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """To a host. `wants_everything`: the scheduler does not know the host (any more)."""
+    """To a host. `wants_everything`: the scheduler does not know the host (any more).
+
+    `scope`: what certificates of those must be for that the host serves, "" for any of the cluster.
+    `limits` are what no host may exceed, `lease` what this one may ask of the origin.
+    """
 
     epoch: str
     sequence: int
@@ -102,3 +136,6 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     peers_enabled: bool = True
     banned: list[str] = []
     wants_everything: bool = False
+    scope: str = ""
+    limits: LimitSettings = LimitSettings()
+    lease: Lease | None = None

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -17,16 +17,21 @@ import msgspec
 import trio
 
 from backend.json_api import ApiRequest, Routes, serve_api
+from backend.peers.limit_control import LimitControl, LimitStatus
+from backend.peers.limit_settings import LimitSettings, read_limits
+from backend.peers.limits import open_limits
 from backend.shelf import BlobShelf
 from fuse.agent.kept import AgentStatus, KeptMount
 from fuse.agent.live_mount import LiveMount
 from fuse.agent.peer_options import PeerOptions
 from fuse.agent.peering import Peering, open_peering
 from fuse.agent.request import (
+    LIMITS_TARGET,
     MOUNT_TARGET,
     STATUS_TARGET,
     UNMOUNT_TARGET,
     UPGRADE_TARGET,
+    LimitsChange,
     MountRequest,
     UnmountRequest,
 )
@@ -39,7 +44,7 @@ from fuse.mount_table import find_mount
 from fuse.mount_watch import MountWatch
 from fuse.mountpoint import AlreadyMounted, MountBusy, NothingMounted, unmount
 from fuse.supervisor.channel import Packet
-from fuse.supervisor.holdings import KIND_EVENTS, KIND_FUSE, KIND_LISTENER, KIND_PEER_LISTENER
+from fuse.supervisor.holdings import KIND_EVENTS, KIND_FUSE, KIND_LIMITS, KIND_LISTENER, KIND_PEER_LISTENER
 from rafs.errors import NydusError
 
 log = logging.getLogger(__name__)
@@ -71,6 +76,7 @@ class AgentOptions:
     ends_when_idle: bool = False
     read_timeout_s: float = 60.0
     peers: PeerOptions | None = None
+    limits: LimitSettings = field(default_factory=LimitSettings)
 
 
 class Agent:
@@ -100,6 +106,7 @@ class Agent:
             if entry.kind == KIND_BLOB
         }
         self._shelf = BlobShelf(held)
+        self._control: LimitControl
         self._peering: Peering | None = None
         self._nursery: trio.Nursery | None = None
         self._stop = trio.CancelScope()
@@ -110,8 +117,9 @@ class Agent:
     async def run(self) -> bool:
         """Serves until told to stop (False: a successor goes on) or nothing is left to do (True)."""
         with self._stop:
-            async with trio.open_nursery() as nursery:
+            async with open_limits(self._own_limits()) as limits, trio.open_nursery() as nursery:
                 self._nursery = nursery
+                self._control = LimitControl(limits)
                 nursery.start_soon(self._keeper.listen, self._on_packet)
                 nursery.start_soon(self._watch.run)
                 await self._join_peers(nursery)
@@ -144,7 +152,9 @@ class Agent:
         held = [entry for entry in self._takeover.entries if entry.kind == KIND_PEER_LISTENER]
         listener = socket.socket(fileno=os.dup(held[0].descriptors[0])) if held else None
         try:
-            self._peering = await open_peering(self._options.peers, listener, self._keeper, self._shelf)
+            self._peering = await open_peering(
+                self._options.peers, self._control, listener, self._keeper, self._shelf
+            )
         except NydusError as error:
             log.error("%s; everything is fetched from the registry", error)
             return
@@ -194,7 +204,8 @@ class Agent:
 
     def _new_mount(self, request: MountRequest, adopted: HeldEntry | None = None) -> LiveMount:
         hub = self._peering.hub if self._peering else None
-        mount = LiveMount(request, self._keeper, self._erofs, self._shelf, adopted, hub)
+        limits = self._control.limits
+        mount = LiveMount(request, self._keeper, self._erofs, self._shelf, adopted, hub, limits)
         self._mounts[Path(request.mountpoint)] = mount
         return mount
 
@@ -224,6 +235,8 @@ class Agent:
             ("POST", MOUNT_TARGET): self._answer_mount,
             ("POST", UNMOUNT_TARGET): self._answer_unmount,
             ("POST", UPGRADE_TARGET): self._answer_upgrade,
+            ("GET", LIMITS_TARGET): self._answer_limits,
+            ("POST", LIMITS_TARGET): self._answer_limits_change,
         }
 
     async def _answer_status(self, call: ApiRequest) -> AgentStatus:
@@ -289,6 +302,28 @@ class Agent:
     async def _answer_upgrade(self, call: ApiRequest) -> AgentStatus:
         await self._keeper.tell("upgrade")
         return self._status()
+
+    async def _answer_limits(self, call: ApiRequest) -> LimitStatus:
+        await trio.lowlevel.checkpoint()
+        return self._control.status()
+
+    async def _answer_limits_change(self, call: ApiRequest) -> LimitStatus:
+        change = msgspec.json.decode(call.body, type=LimitsChange)
+        own = read_limits({**msgspec.to_builtins(self._control.own), **change.limits})
+        self._control.set_own(own)
+        # For the next agent of this supervisor, unless it is started with other limits.
+        values = {"given": msgspec.to_builtins(self._options.limits), "own": msgspec.to_builtins(own)}
+        await self._keeper.hold(KIND_LIMITS, KIND_LIMITS, values)
+        return self._control.status()
+
+    def _own_limits(self) -> LimitSettings:
+        """Those that an agent before this one was told last, or those given."""
+        for entry in self._takeover.entries:
+            if entry.kind == KIND_LIMITS:
+                given = msgspec.convert(entry.values["given"], LimitSettings)
+                if given == self._options.limits:
+                    return msgspec.convert(entry.values["own"], LimitSettings)
+        return self._options.limits
 
     # -- ending
 

@@ -12,6 +12,7 @@ import trio
 
 from backend.fetch_pool import FetchOptions
 from backend.peers.hub import PeerHub
+from backend.peers.limits import HostLimits
 from backend.reference import RegistryReference, parse_reference
 from backend.registry import RegistryOptions
 from backend.shelf import BlobShelf
@@ -49,7 +50,10 @@ class _Guest:
 class GuestImages:
     """See above."""
 
-    def __init__(self, hub: PeerHub, cache_dir: Path, shelf: BlobShelf, options: RegistryOptions) -> None:
+    def __init__(
+        self, hub: PeerHub, cache_dir: Path, shelf: BlobShelf, options: RegistryOptions, limits: HostLimits
+    ) -> None:
+        self._limits = limits
         self._hub = hub
         self._cache_dir = cache_dir
         self._shelf = shelf
@@ -85,7 +89,15 @@ class GuestImages:
         try:
             async with open_store(reference, self._options) as store:
                 metadata = await store.fetch_metadata(self._cache_dir / "images")
-                opened = open_image(store, metadata, self._cache_dir, self._shelf, FetchOptions(), self._hub)
+                opened = open_image(
+                    store,
+                    metadata,
+                    self._cache_dir,
+                    self._shelf,
+                    FetchOptions(),
+                    self._hub,
+                    self._limits,
+                )
                 async with opened:
                     guest.opened.set()
                     await guest.idle()

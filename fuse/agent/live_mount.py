@@ -17,6 +17,7 @@ import trio
 from backend.credentials import AuthFiles
 from backend.fetch_pool import FetchOptions
 from backend.peers.hub import PeerHub
+from backend.peers.limits import HostLimits
 from backend.prefetch import prefetch
 from backend.reference import parse_reference
 from backend.registry import RegistryOptions
@@ -62,8 +63,10 @@ class LiveMount:
         shelf: BlobShelf,
         adopted: HeldEntry | None = None,
         peers: PeerHub | None = None,
+        limits: HostLimits | None = None,
     ) -> None:
         """`adopted`: what a dead agent has left of this mount; `peers` are asked before the registry."""
+        self._limits = limits
         self.request = request
         self.mountpoint = Path(request.mountpoint)
         self.ended = trio.Event()
@@ -102,7 +105,13 @@ class LiveMount:
                 if self._peers is not None:
                     await self._peers.wait_known(FIRST_ANSWER_S)
                 opened = open_image(
-                    store, metadata, self._cache_dir, self._shelf, FetchOptions(), self._peers
+                    store,
+                    metadata,
+                    self._cache_dir,
+                    self._shelf,
+                    FetchOptions(),
+                    self._peers,
+                    self._limits,
                 )
                 async with opened as image:
                     self._image = image

@@ -4,7 +4,10 @@ import msgspec
 
 
 class PeerOptions(msgspec.Struct, frozen=True):
-    """How this host takes part. `listen` is `[ADDRESS]:PORT`; `upload_command` starts the upload server."""
+    """How this host takes part. `listen` is `[ADDRESS]:PORT`; `upload_command` starts the upload server.
+
+    `pki`: the directory with the certificate of this host, for mutual TLS.
+    """
 
     schedulers: list[str]
     cache_dir: str
@@ -16,3 +19,4 @@ class PeerOptions(msgspec.Struct, frozen=True):
     plain_http: bool | None = None
     ca_file: str | None = None
     insecure: bool = False
+    pki: str | None = None

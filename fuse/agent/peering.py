@@ -17,6 +17,9 @@ from backend.http import HttpClient, HttpOptions
 from backend.peers.announcer import Announcer
 from backend.peers.client import PeerClient
 from backend.peers.hub import PeerHub
+from backend.peers.identity import normal_address
+from backend.peers.limit_control import LimitControl, LimitStatus
+from backend.peers.tls import REFRESH_S, PeerTls, TlsFiles
 from backend.peers.wire import HostInfo, Traffic
 from backend.registry import RegistryOptions
 from backend.shelf import BlobShelf
@@ -33,7 +36,7 @@ log = logging.getLogger(__name__)
 class PeersUnavailable(NydusError):
     """The upload server has no address to listen on."""
 
-    message = "peers: {why}; choose another address with --peer-listen"
+    message = "peers: {why}"
     exit_code: ClassVar[int] = 158
 
 
@@ -55,6 +58,7 @@ class PeerStatus(msgspec.Struct, frozen=True):
     busy_answers: int
     by_peer: dict[str, int]
     refused: dict[str, int]
+    limits: LimitStatus
 
 
 @dataclass(slots=True)
@@ -63,8 +67,10 @@ class Peering:
 
     options: PeerOptions
     hub: PeerHub
+    control: LimitControl
     listener: socket.socket
     shelf: BlobShelf
+    tls: PeerTls | None = None
     announcer: Announcer | None = field(default=None, init=False)
     uploads: Uploads | None = field(default=None, init=False)
 
@@ -76,13 +82,23 @@ class Peering:
             ca_file=Path(options.ca_file) if options.ca_file else None,
             insecure_skip_verify=options.insecure,
         )
-        guests = GuestImages(self.hub, Path(options.cache_dir), self.shelf, registry)
-        self.uploads = Uploads(self.hub, self.listener, options.upload_command, guests.open)
-        async with HttpClient(HttpOptions()) as http, trio.open_nursery() as nursery:
-            self.announcer = Announcer(self.hub, options.schedulers, http)
+        guests = GuestImages(self.hub, Path(options.cache_dir), self.shelf, registry, self.control.limits)
+        self.uploads = Uploads(self.hub, self.control, self.listener, options.upload_command, guests.open)
+        http_options = HttpOptions(ssl_context=self.tls.client if self.tls else None)
+        async with HttpClient(http_options) as http, trio.open_nursery() as nursery:
+            self.announcer = Announcer(self.hub, options.schedulers, http, self.control)
             nursery.start_soon(self.announcer.run)
             nursery.start_soon(self.uploads.run)
             nursery.start_soon(guests.run)
+            if self.tls is not None:
+                nursery.start_soon(self._keep_fresh, self.tls)
+
+    async def _keep_fresh(self, tls: PeerTls) -> None:
+        """Takes over certificates that are issued anew; connections with the old one would be refused."""
+        while True:
+            await trio.sleep(REFRESH_S)
+            if tls.refresh():
+                self.hub.client.close()
 
     def status(self) -> PeerStatus:
         """The state at this moment."""
@@ -103,13 +119,22 @@ class Peering:
             busy_answers=counters.busy_answers,
             by_peer=dict(counters.by_peer),
             refused=counters.refused,
+            limits=self.control.status(),
         )
 
 
 async def open_peering(
-    options: PeerOptions, held: socket.socket | None, keeper: Keeper, shelf: BlobShelf
+    options: PeerOptions,
+    control: LimitControl,
+    held: socket.socket | None,
+    keeper: Keeper,
+    shelf: BlobShelf,
 ) -> Peering:
-    """`held`: the listening socket that an agent before this one has left. Raises `PeersUnavailable`."""
+    """`held`: the listening socket that an agent before this one has left.
+
+    Raises `PeersUnavailable`, and what `PeerTls` does of certificates that cannot be used.
+    """
+    tls = PeerTls(TlsFiles.in_directory(Path(options.pki))) if options.pki else None
     listener = held
     if listener is None:
         listener = _listen(options.listen)
@@ -118,10 +143,13 @@ async def open_peering(
     if address in ("0.0.0.0", "::"):
         address = await trio.to_thread.run_sync(_own_address, options.schedulers[0])
     shown = f"[{address}]" if ":" in address else address
-    own = HostInfo(
-        options.host_id or f"{shown}:{port}", f"http://{shown}:{port}", options.zone, options.labels
-    )
-    return Peering(options, PeerHub(own, PeerClient(own.url)), listener, shelf)
+    if tls is not None and normal_address(address) not in map(normal_address, tls.facts.addresses):
+        why = f"the certificate of {tls.facts.name} is not for {address}; issue one with --address {address}"
+        raise PeersUnavailable(why=why)
+    url = f"{'https' if tls else 'http'}://{shown}:{port}"
+    own = HostInfo(options.host_id or f"{shown}:{port}", url, options.zone, options.labels)
+    hub = PeerHub(own, PeerClient(url, tls.client if tls else None))
+    return Peering(options, hub, control, listener, shelf, tls)
 
 
 def _listen(address: str) -> socket.socket:
@@ -130,7 +158,9 @@ def _listen(address: str) -> socket.socket:
     try:
         listener = socket.create_server((host.strip("[]"), int(port)), family=family, backlog=256)
     except (OSError, ValueError, OverflowError) as error:
-        raise PeersUnavailable(why=f"{address}: {error}") from error
+        raise PeersUnavailable(
+            why=f"{address}: {error}; choose another address with --peer-listen"
+        ) from error
     listener.setblocking(False)
     return listener
 

@@ -10,6 +10,7 @@ STATUS_TARGET = "/api/v1/status"
 MOUNT_TARGET = "/api/v1/mount"
 UNMOUNT_TARGET = "/api/v1/unmount"
 UPGRADE_TARGET = "/api/v1/upgrade"
+LIMITS_TARGET = "/api/v1/limits"
 
 
 class Driver(enum.StrEnum):
@@ -47,3 +48,9 @@ class UnmountRequest(msgspec.Struct, frozen=True):
 
     mountpoint: str
     lazy: bool = False
+
+
+class LimitsChange(msgspec.Struct, frozen=True):
+    """Limits to change, by their names in `LimitSettings`; None lifts one, and those not named stay."""
+
+    limits: dict[str, int | None]

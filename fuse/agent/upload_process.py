@@ -8,37 +8,55 @@ import itertools
 import logging
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
 
+from backend.peers.identity import CertificateRefused, peer_identity, require_current, require_scope
+from backend.peers.limit_settings import LimitSettings
+from backend.peers.limits import HostLimits, open_limits
 from backend.peers.send_turns import SendTurns
 from backend.peers.served import Admit, BlobRequest, Busy, NotAvailable, Redirect, ServedFile
 from backend.peers.served_cache import CachedFile, RequestedFile
 from backend.peers.server import serve_peers
 from backend.peers.server_counters import ServerCounters
 from backend.peers.server_options import ServerOptions
+from backend.peers.tls import PeerTls
 from backend.peers.upload_slots import UploadSlots
-from fuse.agent.upload_protocol import Failure, FetchRequest, OpenRequest, ServedBlob, UploadTraffic
+from fuse.agent.upload_protocol import (
+    Failure,
+    FetchRequest,
+    OpenRequest,
+    ServedBlob,
+    UploadTerms,
+    UploadTraffic,
+)
 from fuse.packets import receive_packet, send_packet
 from fuse.supervisor.channel import Packet, close_all
 
 log = logging.getLogger(__name__)
 
-TRAFFIC_PAUSE_S = 0.5
+TRAFFIC_PAUSE_S = 0.05
+"""The agent finds out in trials of 0.1 s whether serving costs its own reads anything."""
 
 
 class UploadProcess:
     """See above."""
 
-    def __init__(self, channel: socket.socket, listener: socket.socket) -> None:
+    def __init__(self, channel: socket.socket, listener: socket.socket, tls: PeerTls | None = None) -> None:
+        self._tls = tls
+        self._scope: str | None = None
         channel.setblocking(False)
         self._channel = channel
         self._listener = listener
         self._files: dict[str, CachedFile] = {}
         self._counters = ServerCounters()
         self._turns = SendTurns()
+        self._limits: HostLimits
+        self._told_terms = trio.Event()
         self._slots = UploadSlots(
             lambda blob_id: self._files[blob_id].size_bytes, time.monotonic, lambda: len(self._turns)
         )
@@ -48,14 +66,39 @@ class UploadProcess:
 
     async def run(self) -> None:
         """Serves until the agent goes."""
-        async with trio.open_nursery() as nursery:
+        async with open_limits(LimitSettings()) as self._limits, trio.open_nursery() as nursery:
             nursery.start_soon(self._report)
-            nursery.start_soon(
-                serve_peers, self._listener, self, self, self._pace, ServerOptions(), self._counters
-            )
+            nursery.start_soon(self._serve)
+            if self._tls is not None:
+                nursery.start_soon(self._tls.keep_fresh)
             while (packet := await receive_packet(self._channel)) is not None:
                 await self._take(packet)
             nursery.cancel_scope.cancel()
+
+    async def _serve(self) -> None:
+        await self._told_terms.wait()
+        await serve_peers(
+            self._listener,
+            self,
+            self,
+            self._pace,
+            ServerOptions(),
+            self._counters,
+            slice_bytes=lambda: self._limits.part_bytes,
+            ssl_context=self._tls.server if self._tls else None,
+            authorize=self._authorize,
+        )
+
+    def _authorize(self, certificate: Mapping[str, Any] | None) -> None:
+        """With TLS, hosts of the same scope are served. Raises `CertificateRefused`."""
+        if self._tls is None:
+            return
+        identity = peer_identity(certificate)
+        require_current(identity, time.time())
+        if self._scope is None:
+            raise CertificateRefused(peer=identity.name, why="no scheduler has said yet who is served here")
+        if self._scope:
+            require_scope(identity, self._scope)
 
     async def open(self, request: BlobRequest) -> ServedFile | None:
         """See `Shelf`."""
@@ -93,6 +136,7 @@ class UploadProcess:
 
     async def _pace(self, count: int, request: BlobRequest) -> None:
         await self._turns.take(request)
+        await self._limits.pace(count, request)
 
     async def _ask(self, do: str, question: OpenRequest | FetchRequest, number: int) -> None:
         """Asks the agent and waits for its answer. Raises `NotAvailable`."""
@@ -113,7 +157,9 @@ class UploadProcess:
             await self._take_blob(msgspec.convert(packet.values, ServedBlob), packet.descriptors)
             return
         close_all(packet.descriptors)
-        if packet.do == "drop":
+        if packet.do == "terms":
+            self._take_terms(msgspec.convert(packet.values, UploadTerms))
+        elif packet.do == "drop":
             self._files.pop(packet.values["blob_id"], None)
         elif packet.do in ("done", "failed"):
             reply = self._waiting.get(int(packet.values["number"]))
@@ -121,6 +167,13 @@ class UploadProcess:
                 if packet.do == "failed":
                     reply.why = msgspec.convert(packet.values, Failure).why
                 reply.arrived.set()
+
+    def _take_terms(self, told: UploadTerms) -> None:
+        if told.settings != self._limits.settings:
+            self._limits.change(told.settings)
+        self._limits.yield_up(told.yielded_bps)
+        self._scope = told.scope
+        self._told_terms.set()
 
     async def _take_blob(self, blob: ServedBlob, descriptors: tuple[int, ...]) -> None:
         data, chunk_map, fresh = descriptors

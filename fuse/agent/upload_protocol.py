@@ -1,10 +1,14 @@
 """What the agent and the process that serves other hosts say to each other, in packets of a channel.
 
-From the agent: `blob` (with the descriptors of a cache file), `drop`, `done` and `failed` (answers, by
-number). From the server: `open` and `fetch` (questions, by number), `traffic` when it has changed.
+From the agent: `terms` first and whenever they change, `blob` (with the descriptors of a cache file),
+`drop`, `done` and `failed` (answers, by number).
+
+From the server: `open` and `fetch` (questions, by number), `traffic` when it has changed.
 """
 
 import msgspec
+
+from backend.peers.limit_settings import LimitSettings
 
 
 class ServedBlob(msgspec.Struct, frozen=True):
@@ -35,6 +39,17 @@ class FetchRequest(msgspec.Struct, frozen=True):
     end: int
     fetch_class: int
     may_fetch: bool
+
+
+class UploadTerms(msgspec.Struct, frozen=True):
+    """How fast may be served: the limits of the host, and what serving yields to at the moment.
+
+    `scope`: see `PeerHub`; it counts with TLS only.
+    """
+
+    settings: LimitSettings
+    yielded_bps: float | None = None
+    scope: str | None = None
 
 
 class Failure(msgspec.Struct, frozen=True):

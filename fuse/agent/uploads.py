@@ -15,8 +15,16 @@ import msgspec
 import trio
 
 from backend.peers.hub import PeerBlob, PeerHub
+from backend.peers.limit_control import LimitControl
 from backend.priority import FetchClass
-from fuse.agent.upload_protocol import Failure, FetchRequest, OpenRequest, ServedBlob, UploadTraffic
+from fuse.agent.upload_protocol import (
+    Failure,
+    FetchRequest,
+    OpenRequest,
+    ServedBlob,
+    UploadTerms,
+    UploadTraffic,
+)
 from fuse.packets import receive_packet, send_packet
 from fuse.supervisor.channel import Packet, channel_pair
 from rafs.errors import NydusError
@@ -26,6 +34,7 @@ log = logging.getLogger(__name__)
 RESTART_PAUSE_S = 0.2
 RESTART_PAUSE_MAX_S = 5.0
 LONG_LIFE_S = 10.0
+TERMS_PAUSE_S = 0.01
 
 OpenGuest = Callable[[str, str], Awaitable[None]]
 """Opens an image, by its exact name, because another host needs this blob of it. Raises `NydusError`."""
@@ -35,10 +44,16 @@ class Uploads:
     """See above."""
 
     def __init__(
-        self, hub: PeerHub, listener: socket.socket, command: Sequence[str], open_guest: OpenGuest
+        self,
+        hub: PeerHub,
+        control: LimitControl,
+        listener: socket.socket,
+        command: Sequence[str],
+        open_guest: OpenGuest,
     ) -> None:
         """`command` starts the process, but for its descriptors."""
         self._hub = hub
+        self._control = control
         self._listener = listener
         self._command = command
         self._open_guest = open_guest
@@ -47,7 +62,11 @@ class Uploads:
         self._nursery: trio.Nursery | None = None
         self._sending = trio.Lock()
         self.restarts = 0
+        self._new_terms = trio.Event()
         hub.on_blob.append(self._tell_blob)
+        control.on_change.append(self._note_terms)
+        control.limits.on_yield.append(self._note_terms)
+        hub.on_scope.append(self._note_terms)
 
     async def run(self) -> None:
         """Keeps a process serving until cancelled."""
@@ -74,6 +93,8 @@ class Uploads:
             try:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
+                    await self._send_terms()
+                    nursery.start_soon(self._tell_terms)
                     for blob in list(self._hub.blobs.values()):
                         await self._send_blob(blob)
                     while (packet := await receive_packet(ours)) is not None:
@@ -93,6 +114,22 @@ class Uploads:
         return subprocess.Popen(
             [*self._command, *flags], stdin=subprocess.DEVNULL, pass_fds=numbers, start_new_session=True
         )
+
+    def _note_terms(self) -> None:
+        self._new_terms.set()
+
+    async def _tell_terms(self) -> None:
+        """Keeps the process's limits up to date, however often they change."""
+        while True:
+            await self._new_terms.wait()
+            await self._send_terms()
+            await trio.sleep(TERMS_PAUSE_S)
+
+    async def _send_terms(self) -> None:
+        self._new_terms = trio.Event()
+        limits = self._control.limits
+        told = UploadTerms(limits.settings, limits.yielded_bps, self._hub.scope)
+        await self._send(Packet("terms", msgspec.to_builtins(told)))
 
     def _tell_blob(self, blob: PeerBlob, is_there: bool) -> None:
         """From the hub, where nothing waits."""
@@ -123,7 +160,9 @@ class Uploads:
     def _take(self, packet: Packet, nursery: trio.Nursery) -> None:
         if packet.do == "traffic":
             traffic = msgspec.convert(packet.values, UploadTraffic)
-            self._hub.counters.served_bytes = self._sent_before + traffic.sent_bytes
+            served_bytes = self._sent_before + traffic.sent_bytes
+            self._control.limits.note_served(served_bytes - self._hub.counters.served_bytes)
+            self._hub.counters.served_bytes = served_bytes
             self._hub.counters.refused = traffic.refused
             self._hub.uploads = traffic.active
         elif packet.do == "open":

@@ -22,6 +22,8 @@ KIND_LISTENER = "listener"
 """First descriptor: the socket that clients connect to."""
 KIND_PEER_LISTENER = "peer-listener"
 """First descriptor: the socket that other hosts connect to."""
+KIND_LIMITS = "limits"
+"""No descriptor; the values are limits that were changed while the agent ran."""
 
 StoreHook = Callable[[str, int | None], None]
 """Stores a descriptor under a name with the service manager; None as descriptor takes the name back."""

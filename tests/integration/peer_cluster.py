@@ -1,5 +1,6 @@
 """A cluster on loopback: a registry, a scheduler and hosts, each with an agent and an upload server."""
 
+import json
 import subprocess
 import sys
 import time
@@ -11,13 +12,12 @@ from typing import Any, cast
 
 import msgspec
 
-from backend.peers.scheduler import SchedulerStatus
-from backend.peers.wire import STATUS_TARGET
 from fuse.supervisor.main import SOCKET_NAME
 from tests.integration.cli_machine import Machine, kill_all, unmount_anyway
 from tests.integration.registry_server import RegistryServer, free_port, registry_server
+from tests.tls_hosts import LOOPBACK
+from tests.tls_hosts import Cluster as Authority
 from tools.agent_client import ask_agent, wait_for
-from tools.scheduler_client import SchedulerSilent, ask_scheduler
 
 PATIENCE_S = 20.0
 PROGRAM = (sys.executable, "-m", "tools.main")
@@ -67,18 +67,42 @@ class Cluster:
     registry: RegistryServer
     scheduler_port: int
     ends: ExitStack
+    pki: Authority | None = None
     scheduler: "subprocess.Popen[bytes] | None" = None
     hosts: list[PeerHost] = field(default_factory=list)
 
     @property
     def scheduler_url(self) -> str:
         """Where the scheduler listens."""
-        return f"http://127.0.0.1:{self.scheduler_port}"
+        return f"http{'s' if self.pki else ''}://127.0.0.1:{self.scheduler_port}"
+
+    @property
+    def as_admin(self) -> tuple[str, ...]:
+        """Options of `nydus-py scheduler` to ask the one of this cluster."""
+        pki = self.pki_options("admin", scopes=("admin",)) if self.pki else ()
+        return "--scheduler", self.scheduler_url, *pki
+
+    def pki_options(
+        self,
+        name: str,
+        *,
+        authority: Authority | None = None,
+        scopes: tuple[str, ...] = (),
+        addresses: tuple[str, ...] = (LOOPBACK,),
+    ) -> tuple[str, ...]:
+        """Options for a certificate, issued the first time; `authority` in place of the cluster's."""
+        chosen = authority or self.pki
+        if chosen is None:
+            return ()
+        directory = chosen.directory.parent / f"{chosen.directory.name}-{name}"
+        if not directory.exists():
+            chosen.issue(name, scopes=scopes, addresses=addresses)
+        return "--pki", str(directory)
 
     def start_scheduler(self, *options: str) -> None:
         """Runs a scheduler, at the port of the one before."""
         listen = f"127.0.0.1:{self.scheduler_port}"
-        command = [*PROGRAM, "scheduler", "--listen", listen, *options]
+        command = [*PROGRAM, "scheduler", "--listen", listen, *self.pki_options("scheduler"), *options]
         self.scheduler = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until(lambda: self.scheduler_status() is not None)
 
@@ -90,20 +114,22 @@ class Cluster:
             self.scheduler = None
 
     def scheduler_status(self) -> Any:
-        """What it says, as `scheduler status --json` shows it; None when it does not answer."""
-        try:
-            status = ask_scheduler(self.scheduler_url, "GET", STATUS_TARGET, SchedulerStatus)
-        except SchedulerSilent:
-            return None
-        return msgspec.to_builtins(status)
+        """What it says as JSON; None when it does not answer."""
+        done = subprocess.run(
+            [*PROGRAM, "scheduler", "status", "--json", *self.as_admin],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return json.loads(done.stdout) if done.returncode == 0 else None
 
-    def add_host(self, *options: str, url: str = "") -> PeerHost:
-        """Starts another host and waits until it answers."""
+    def add_host(self, *options: str, url: str = "", pki: tuple[str, ...] = ()) -> PeerHost:
+        """Starts another host and waits until it answers; `pki`: see `pki_options`."""
         name = f"host{len(self.hosts)}"
         machine = Machine(self.directory / name)
         machine.directory.mkdir()
         listen = f"127.0.0.1:{free_port()}"
-        schedulers = ["--scheduler", url or self.scheduler_url]
+        schedulers = ["--scheduler", url or self.scheduler_url, *(pki or self.pki_options(name))]
         with (machine.directory / "agent.stderr").open("wb") as log:
             process = subprocess.Popen(
                 machine.command("agent", *schedulers, "--peer-listen", listen, *options),
@@ -111,7 +137,7 @@ class Cluster:
                 stdin=subprocess.DEVNULL,
                 stderr=log,
             )
-        host = PeerHost(machine, f"http://{listen}", process)
+        host = PeerHost(machine, f"http{'s' if self.pki else ''}://{listen}", process)
         self.hosts.append(host)
         self.ends.callback(host.kill)
         self.ends.callback(unmount_anyway, host.mount_dir)
@@ -134,11 +160,16 @@ class Cluster:
 
 
 @contextmanager
-def peer_cluster(directory: Path, hosts: int, options: Sequence[str] = ()) -> Iterator[Cluster]:
-    """A cluster with a scheduler and `hosts` hosts that know each other; all is gone after the block."""
+def peer_cluster(
+    directory: Path, hosts: int, options: Sequence[str] = (), *, pki: Authority | None = None
+) -> Iterator[Cluster]:
+    """A cluster with a scheduler and `hosts` hosts that know each other; all is gone after the block.
+
+    With `pki` all have certificates of that authority.
+    """
     with ExitStack() as ends:
         registry = ends.enter_context(registry_server(directory / "registry"))
-        cluster = Cluster(directory, registry, free_port(), ends)
+        cluster = Cluster(directory, registry, free_port(), ends, pki)
         ends.callback(cluster.stop_scheduler)
         cluster.start_scheduler()
         for _ in range(hosts):

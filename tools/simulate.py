@@ -33,7 +33,7 @@ def run(
         int, typer.Option(min=0, help="Requests of all hosts at once to the registry; 0 for no limit.")
     ] = 16,
     topology: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Hosts and links instead, see docs/peers.md.")
+        Path | None, typer.Option(metavar="FILE.toml", help="Hosts and links of a file instead.")
     ] = None,
     zones: Annotated[int, typer.Option(min=1, help="Zones that the hosts are spread over.")] = 1,
     slow_hosts: Annotated[

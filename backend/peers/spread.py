@@ -26,7 +26,7 @@ class PieceOrder:
         self._owned = owned
         self._count = count
         self._bits = (count + 7) // 8 * 8
-        self._left = sum(self._bit(piece) for piece in range(count))
+        self._left = (1 << count) - 1 << self._bits - count
         self._chance = chance
         self._own_under_way: list[int] = []
         self._sent_for: list[int] = []

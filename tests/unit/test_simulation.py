@@ -66,11 +66,23 @@ def test_no_link_carries_more_than_it_can() -> None:
 
 
 def test_the_two_ways_to_exchange_give_about_the_same() -> None:
+    # One run is off by a tenth by chance alone: the means of three are compared.
     full, shared = (
-        Cluster(uniform(32, GBIT, GBIT), SIZE, pieces=PIECES, full_exchange=is_full).run()
+        sum(
+            Cluster(
+                uniform(32, GBIT, GBIT, origin_concurrency=8),
+                SIZE,
+                pieces=PIECES,
+                seed=seed,
+                full_exchange=is_full,
+            )
+            .run()
+            .makespan_s
+            for seed in range(3)
+        )
         for is_full in (True, False)
     )
-    assert shared.makespan_s == pytest.approx(full.makespan_s, rel=0.15)
+    assert shared == pytest.approx(full, rel=0.15)
 
 
 def test_one_host_needs_the_time_of_a_download() -> None:

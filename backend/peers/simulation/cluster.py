@@ -119,6 +119,8 @@ class Cluster:
         bound_s = self.topology.bound_s(self.size_bytes)
         self._directory.join(list(self.hosts.values()))
         self._plan_order()
+        for host in self.hosts.values():
+            self._ask_lease(host, 0.0)
         interval_s = self._directory.interval_s
         for host in self.hosts.values():
             self.events.after(host.shape.starts_s + interval_s * self.chance.random(), self._announce, host)
@@ -163,8 +165,11 @@ class Cluster:
         if self._leases is None:
             return
         book, leases = self._leases
-        lease = leases[host.info.id]
-        lease.renew(book.ask(host.info.id, host.limits.origin_demand(), lease.seen, now), now)
+        lease, demand = leases[host.info.id], host.limits.origin_demand()
+        share = lease.share(now)
+        if not demand.concurrency and share is not None and not share.concurrency:
+            return  # holds nothing and wants nothing
+        lease.renew(book.ask(host.info.id, demand, lease.seen, now), now)
         host.limits.lease_origin(lease.share(now), now)
         host.note_lease()
 

@@ -104,6 +104,8 @@ class SharedExchange:
         self._told: dict[str, PieceSet] = {}
         self._heard: dict[str, dict[str, PieceSet]] = {}
         self._neighbours: dict[str, list[str]] = {}
+        self._changes: dict[str, int] = {}
+        self._known: dict[str, dict[str, int]] = {}
         self._versions: dict[str, int] = {}
         self._silent_since: dict[str, float] = {}
 
@@ -119,8 +121,9 @@ class SharedExchange:
             self._members[host.info.id] = host.info
             self._told[host.info.id] = PieceSet(self._pieces)
             self._heard[host.info.id] = {}
+            self._known[host.info.id] = {}
             self._neighbours[host.info.id] = []
-        for number in range(JOIN_ROUNDS):
+        for number in range(2):  # who chooses among all needs one round
             for host in hosts:
                 self._choose_neighbours(host, number)
         self._share()
@@ -134,7 +137,7 @@ class SharedExchange:
             self._versions.get(host.info.id, -1),
             is_everything=not number,
             holdings=[holding],
-            wanted=[self._blob_id],
+            wanted=[self._blob_id] if number else [],
         )
         answer = self._state.announce(announce, "127.0.0.1", 0.0)
         self._versions[host.info.id] = answer.members.version
@@ -143,19 +146,23 @@ class SharedExchange:
     def announce(self, host: "SimHost", now: float) -> None:
         """See `Directory`."""
         name = host.info.id
-        self._told[name].update(host.fresh)
-        host.fresh = []
+        if host.fresh:
+            self._told[name].update(host.fresh)
+            self._changes[name] = self._changes.get(name, 0) + 1
+            host.fresh = []
         if host.ended_at is not None:
             return
-        heard = self._heard[name]
+        heard, known = self._heard[name], self._known[name]
+        changes, told = self._changes, self._told
         for neighbour in self._neighbours[name]:
-            told = self._told.get(neighbour)
-            if told is None:
-                heard.pop(neighbour, None)
-            elif (known := heard.get(neighbour)) is None:
-                heard[neighbour] = PieceSet(self._pieces, bytes(told))
-            else:
-                known.merge(told)
+            change = changes.get(neighbour, 0)
+            if known.get(neighbour) != change and neighbour in told:
+                known[neighbour] = change
+                pieces = heard.get(neighbour)
+                if pieces is None:
+                    heard[neighbour] = PieceSet(self._pieces, bytes(told[neighbour]))
+                else:
+                    pieces.merge(told[neighbour])
         self._share_with(host)
 
     def expire(self, now: float) -> None:

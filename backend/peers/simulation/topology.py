@@ -94,7 +94,10 @@ def uniform(
 
 
 def read_topology(path: Path) -> Topology:
-    """The topology in a TOML file, see docs/peers.md. Raises `TopologyInvalid`."""
+    """The topology in a TOML file. Raises `TopologyInvalid`.
+
+    Fields of the file are those of `_File`, of each table `[[hosts]]` those of `_Group`.
+    """
     try:
         file = msgspec.toml.decode(path.read_bytes(), type=_File)
         hosts = [

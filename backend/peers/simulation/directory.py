@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from backend.peers.owners import OwnerRanking
 from backend.peers.piece import PieceSet
-from backend.peers.scheduler_state import SILENT_INTERVALS, SchedulerState
+from backend.peers.scheduler_state import SILENT_INTERVALS, SILENT_MIN_S, SchedulerState
 from backend.peers.wire import Announce, Holding, HostInfo
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class SharedExchange:
         gone = [host for host in self._hosts.values() if not host.is_alive]
         for host in gone:
             since = self._silent_since.setdefault(host.info.id, now)
-            if now - since > SILENT_INTERVALS * self.interval_s:
+            if now - since > max(SILENT_MIN_S, SILENT_INTERVALS * self.interval_s):
                 self._forget(host.info.id)
 
     def _forget(self, name: str) -> None:

@@ -9,7 +9,8 @@ from backend.bootstrap_layer import BLOB_META_SIZE_MAX_BYTES, blob_meta_name
 from backend.contract import BackendError, BlobReader
 from backend.publishing import reporting_writes
 from rafs.blob_table import BlobEntry, BlobFeatures
-from rafs.blobmeta import HEADER_SIZE, BlobMetaHeader, check_against_blob, node_form
+from rafs.blobmeta import HEADER_SIZE, BlobMetaHeader, node_form
+from rafs.blobmeta_header import check_against_blob
 from rafs.codec import CodecError, decompress
 from rafs.record import FormatError
 

@@ -12,22 +12,20 @@ landing their flights, whatever happens, also when the pool is closed.
 import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import trio
 
 from backend.cache import CachedBlob
 from backend.chunk_copy import ChunkCopier
-from backend.contract import BackendError, BlobReader, InPlaceReader, PacedReader
+from backend.contract import BlobReader, InPlaceReader
 from backend.copy_stage import CopyStage
-from backend.decode import ChunkDecoder, ChunkInvalid, ChunkOutcome, EncodedExtent
+from backend.decode import ChunkDecoder, ChunkInvalid, ChunkOutcome
 from backend.extents import RUN_BYTES, BlobExtent, ExtentIndex, merge_runs, widen
 from backend.fetch_pool import FetchPool
 from backend.fetch_statistics import FetchStatistics
-from backend.peers.hub import PeerAccess, PeerCounters
-from backend.peers.intake import Intake
+from backend.origin_stage import FetchFailed, OriginStage
+from backend.peers.hub import PeerAccess
 from backend.peers.stage import PeerStage
 from backend.priority import FetchClass, Ticket
 from backend.readahead import LOCAL_WINDOW_MAX_BYTES, WINDOW_MAX_BYTES, Readahead, Stream
@@ -39,24 +37,12 @@ from rafs.errors import NydusError
 
 log = logging.getLogger(__name__)
 
-# One trip to a thread costs about 0.2 ms: worth it for about this much to decode. Where nobody waits, it may
-# be more; then a trip takes a few milliseconds.
-DECODE_BYTES = 1 << 20
-DECODE_BYTES_AHEAD = 4 << 20
-DECODE_EXTENTS = 256
 LOCAL_PIECE_BYTES = 2 << 20
 """What readahead asks a local file for at once: no latency is to be hidden, and a CPU's cache holds it."""
 OWNED_RUN_BYTES = 1 << 20
 """What an owner asks the origin for at once: others wait for it, and get it as it arrives."""
 READAHEAD_DECODED_RATIO = 4
 """A readahead window decodes to at most this many times its encoded size."""
-
-
-class FetchFailed(BackendError):
-    """A fetch ended without a word from the source: the mount is being shut down, or a fault of ours."""
-
-    message = "blob {blob_id}: {why}"
-    exit_code: ClassVar[int] = 123
 
 
 class ChunkFetcher:
@@ -82,17 +68,18 @@ class ChunkFetcher:
         self._piece_max_bytes = LOCAL_PIECE_BYTES if is_local else RUN_BYTES
         self.hits = 0
         self._blob = blob
-        self._reader = reader
         self._pool = pool
         self.meta = meta
         self._extents = ExtentIndex(meta)
         self._decoder = ChunkDecoder(blob, meta, digests)
         self._flights = FlightTable()
-        self._bytes_fetched = self._requests = self._chunks_stored = 0
+        self._chunks_stored = 0
         self._misses = self._waits = self._errors = 0
+        self._origin = OriginStage(
+            blob, reader, self._decoder, cached, pool, self._settle, self._fail, self._lacking
+        )
         self._copies = CopyStage(copier, cached, pool, self._flights, self._settle, self._bring)
         self._peers: PeerStage | None = None
-        self._counters = PeerCounters()
         pool.register(cached, copier.note_marked if copier else None)
 
     @property
@@ -121,7 +108,7 @@ class ChunkFetcher:
             self._settle,
             self._lacking,
         )
-        self._counters = peers.hub.counters
+        self._origin.counters = peers.hub.counters
 
     @property
     def asks_peers(self) -> bool:
@@ -148,13 +135,13 @@ class ChunkFetcher:
     def statistics(self) -> FetchStatistics:
         """The counters at this moment."""
         return FetchStatistics(
-            bytes_fetched=self._bytes_fetched,
-            requests=self._requests,
+            bytes_fetched=self._origin.bytes_fetched,
+            requests=self._origin.requests,
             chunks_stored=self._chunks_stored,
             hits=self.hits,
             misses=self._misses,
             waits=self._waits,
-            errors=self._errors,
+            errors=self._errors + self._origin.errors,
             bytes_copied=self._copies.bytes_copied,
             bytes_from_peers=self._peers.bytes_received if self._peers else 0,
         )
@@ -348,7 +335,7 @@ class ChunkFetcher:
         """From other hosts what they have, from the origin what is left; every flight will land."""
         peers = self._asked_peers()
         if peers is None:
-            await self._fetch_run(flights, ticket)
+            await self._origin.fetch(flights, ticket)
             return
         try:
             left = await peers.bring(flights, ticket)
@@ -362,112 +349,7 @@ class ChunkFetcher:
         by_start = {flight.extent.start: flight for flight in left}
         for run in merge_runs((flight.extent for flight in left), OWNED_RUN_BYTES):
             group = [by_start[extent.start] for extent in run]
-            self._pool.nursery.start_soon(self._fetch_owned, group, ticket)
-
-    async def _fetch_owned(self, flights: list[Flight], ticket: Ticket) -> None:
-        """From the origin, for others too: few at a time where that is what keeps them from coming late."""
-        try:
-            async with self._pool.owned_gate.slot(ticket):
-                began = trio.current_time()
-                await self._fetch_run(flights, ticket)
-                size_bytes = sum(flight.extent.size for flight in flights)
-                self._pool.note_owned(size_bytes, trio.current_time() - began)
-        finally:
-            self._fail(flights, FetchFailed(blob_id=self._blob.blob_id, why="the fetch was given up"))
-
-    async def _fetch_run(self, flights: list[Flight], ticket: Ticket) -> None:
-        """One request for neighbouring extents; lands all their flights."""
-        start, end = flights[0].extent.start, flights[-1].extent.end
-        faulty: list[tuple[Flight, list[ChunkOutcome]]] = []
-        try:
-            async with self._requested(start, end - start, ticket) as data, trio.open_nursery() as nursery:
-                demanded = ticket.fetch_class is FetchClass.ON_DEMAND
-                for batch in _batches(flights, DECODE_BYTES if demanded else DECODE_BYTES_AHEAD):
-                    nursery.start_soon(self._finish_batch, batch, data, start, faulty)
-            for flight, results in faulty:
-                await self._refetch(flight, results)
-        except NydusError as error:
-            self._errors += 1
-            self._fail(flights, error)
-        except Exception:
-            self._errors += 1
-            log.exception("fetching from blob %s", self._blob.blob_id[:12])
-        finally:
-            self._fail(flights, FetchFailed(blob_id=self._blob.blob_id, why="the fetch was given up"))
-
-    @asynccontextmanager
-    async def _requested(self, start: int, length: int, ticket: Ticket) -> AsyncIterator[memoryview]:
-        """Bytes of the blob, which may be gone after the block. Requests must not be made inside it."""
-        if isinstance(self._reader, InPlaceReader):
-            # The slot is held until all is decoded: reading is so fast that a window would fill the memory.
-            async with self._pool.gate.slot(ticket):
-                self._requests += 1
-                with self._pool.buffers.lent(length) as buffer:
-                    await self._reader.read_into(start, buffer)
-                    self._note_fetched(length)
-                    yield buffer
-        else:
-            limits = self._pool.limits
-            async with (
-                self._pool.gate.slot(ticket),
-                limits.origin_request(ticket.fetch_class, length),
-            ):
-                self._requests += 1
-                data = await self._read(start, length, ticket)
-            self._note_fetched(length)
-            yield memoryview(data)
-
-    async def _read(self, start: int, length: int, ticket: Ticket) -> bytes:
-        """Bytes of the blob, as fast as the limits of the host allow."""
-        intake = Intake(self._pool.limits, ticket, self._blob.blob_id, from_origin=True)
-        if isinstance(self._reader, PacedReader):
-            return await self._reader.read_paced(start, length, intake.take)
-        await intake.take(length)
-        return await self._reader.read_range(start, length)
-
-    def _note_fetched(self, length: int) -> None:
-        self._bytes_fetched += length
-        self._counters.origin_encoded_bytes += length
-
-    async def _finish_batch(
-        self,
-        flights: list[Flight],
-        data: memoryview,
-        start: int,
-        faulty: list[tuple[Flight, list[ChunkOutcome]]],
-    ) -> None:
-        """Decodes some extents of a run in a thread and lands their flights, but for the `faulty` ones."""
-        outcomes = await self._decode(flights, data, start)
-        for flight, results in zip(flights, outcomes, strict=True):
-            if any(outcome.fault for outcome in results):
-                faulty.append((flight, results))
-            else:
-                self._counters.origin_bytes += sum(outcome.size_bytes for outcome in results)
-                self._settle(flight, results)
-
-    async def _refetch(self, flight: Flight, first_results: list[ChunkOutcome]) -> None:
-        """Asks once more for an extent with wrong bytes: they may have been damaged on the way."""
-        self._errors += 1
-        extent, results = flight.extent, first_results
-        try:
-            ticket = Ticket(flight.ticket.fetch_class)
-            async with self._requested(extent.start, extent.size, ticket) as data:
-                (results,) = await self._decode([flight], data, extent.start)
-        except NydusError as error:
-            log.info("second try: %s", error)
-        self._settle(flight, results)
-
-    async def _decode(
-        self, flights: Sequence[Flight], data: memoryview, start: int
-    ) -> list[list[ChunkOutcome]]:
-        """What became of the missing chunks of each flight; `data` begins at byte `start` of the blob."""
-        # A large readahead window must not stand before what somebody waits for.
-        async with self._pool.decoders.slot(Ticket(flights[0].ticket.fetch_class)):
-            work = [
-                EncodedExtent(extent, data[extent.start - start : extent.end - start], self._missing(extent))
-                for extent in (flight.extent for flight in flights)
-            ]
-            return await trio.to_thread.run_sync(self._decoder.decode, work, self.cached.store)
+            self._pool.nursery.start_soon(self._origin.fetch_owned, group, ticket)
 
     def _missing(self, extent: BlobExtent) -> list[int]:
         return list(self._lacking(extent))
@@ -497,16 +379,3 @@ class ChunkFetcher:
         for flight in flights:
             if not flight.done.is_set():
                 self._flights.fail(flight, error)
-
-
-def _batches(flights: Sequence[Flight], decoded_bytes: int) -> list[list[Flight]]:
-    """Cuts a run into pieces that are worth a trip to a thread each."""
-    batches: list[list[Flight]] = []
-    decoded = 0
-    for flight in flights:
-        if not batches or decoded >= decoded_bytes or len(batches[-1]) >= DECODE_EXTENTS:
-            batches.append([])
-            decoded = 0
-        batches[-1].append(flight)
-        decoded += flight.extent.decoded_size
-    return batches

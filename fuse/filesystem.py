@@ -13,7 +13,8 @@ from typing import ClassVar, NamedTuple
 import trio
 
 from backend.cache import CachedBlob
-from backend.fetch import ChunkFetcher, FetchFailed
+from backend.fetch import ChunkFetcher
+from backend.origin_stage import FetchFailed
 from fuse.inodetable import Attributes, Directory, InodeAccess
 from rafs.bootstrap import Bootstrap
 from rafs.chunk import ADDRESS_SIZE

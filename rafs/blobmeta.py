@@ -4,12 +4,12 @@ import enum
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
-from rafs.blob_table import BlobEntry, BlobFeatures, check_features
+from rafs.blob_table import BlobFeatures, check_features
 from rafs.codec import Compressor
 from rafs.record import BLOCK_SIZE, Buffer, FormatError, expect, round_up, take
 from rafs.superblock import CHUNK_SIZE_MAX
@@ -382,22 +382,3 @@ def pack_array(chunks: Iterable[ChunkInfo], batches: Sequence[BatchContext] = ()
 def node_form(array: Buffer, header: BlobMetaHeader) -> bytes:
     """The node-side file: the uncompressed array padded to 4096 bytes, and the header."""
     return bytes(array) + bytes(-len(array) % BLOCK_SIZE) + header.pack()
-
-
-def header_differences(header: BlobMetaHeader, blob: BlobEntry) -> Iterator[str]:
-    """Where the header does not say the same as the bootstrap's blob table."""
-    for field, found, wanted in (
-        ("chunk count", header.ci_entries, blob.chunk_count),
-        ("array compressor", header.ci_compressor, int(blob.ci_compressor)),
-        ("array offset", header.ci_offset, blob.ci_offset),
-        ("encoded array size", header.ci_compressed_size, blob.ci_compressed_size),
-        ("array size", header.ci_uncompressed_size, blob.ci_uncompressed_size),
-    ):
-        if found != wanted:
-            yield f"{field} {wanted} as in the blob table, found {found}"
-
-
-def check_against_blob(header: BlobMetaHeader, blob: BlobEntry) -> None:
-    """Raises `FormatError` unless the header says the same as the bootstrap's blob table."""
-    for difference in header_differences(header, blob):
-        raise FormatError(f"blob.meta header of {blob.blob_id[:12]}", 0, difference)

@@ -4,7 +4,8 @@ from array import array
 from collections.abc import Iterator
 
 from rafs.blob_table import BlobEntry, BlobFeatures
-from rafs.blobmeta import BlobMeta, ChunkInfo, header_differences
+from rafs.blobmeta import BlobMeta, ChunkInfo
+from rafs.blobmeta_header import header_differences
 from rafs.check_fault import Fault
 from rafs.check_tables import FOREIGN_SIZES
 from rafs.chunk import ChunkDigests, ChunkFlags

@@ -11,7 +11,8 @@ import blake3
 from builder.build import Build, BuildStatistics, BuiltImage
 from builder.chunk_dict import DictionaryImage
 from builder.options import BuildOptions, CompressionPolicy
-from rafs.blobmeta import BlobMeta, check_against_blob
+from rafs.blobmeta import BlobMeta
+from rafs.blobmeta_header import check_against_blob
 from rafs.bootstrap import Bootstrap
 from rafs.check import check_blob_meta, check_bootstrap
 from rafs.chunk import ChunkRef

@@ -101,6 +101,11 @@ VERBS = {
         "Tell the hosts of a cluster about each other, so that they give each other what they have.",
         "nydus-py scheduler --listen :8770",
     ),
+    "simulate": Verb(
+        "simulate",
+        "Find out how long many hosts would need for one image, in virtual time.",
+        "nydus-py simulate --hosts 8,1000 --size 100GB --rate 10gbit",
+    ),
     "pki": Verb(
         "pki",
         "Make a certificate authority for the hosts of a cluster, and issue certificates.",

@@ -22,7 +22,7 @@ class ConfigInvalid(NydusError):
     """A configuration file that cannot be used."""
 
     message = "{path}: {why}"
-    exit_code: ClassVar[int] = 159
+    exit_code: ClassVar[int] = 222
 
 
 class PeerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -17,7 +17,7 @@ class NoPeers(NydusError):
     """This host takes no part in a peer cache."""
 
     message = "no agent with a scheduler runs here; start one with `nydus-py agent --scheduler URL`"
-    exit_code: ClassVar[int] = 160
+    exit_code: ClassVar[int] = 223
 
 
 def read_peers(run_dir: Path) -> PeersAnswer:

@@ -52,7 +52,7 @@ class CannotListen(NydusError):
     """The address cannot be listened on."""
 
     message = "{address}: {why}"
-    exit_code: ClassVar[int] = 152
+    exit_code: ClassVar[int] = 220
 
 
 def run(

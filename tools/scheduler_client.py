@@ -20,7 +20,7 @@ class SchedulerSilent(NydusError):
     """No scheduler answers there."""
 
     message = "scheduler {url}: {why}"
-    exit_code: ClassVar[int] = 153
+    exit_code: ClassVar[int] = 221
 
 
 def ask_scheduler(

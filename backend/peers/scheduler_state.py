@@ -46,6 +46,9 @@ HOSTS_A_SECOND = 2500
 """Announcements that one core answers with room to spare; `tools/bench/scheduling.py`."""
 SILENT_INTERVALS = 4
 """A host that has not been heard of for so many intervals has gone."""
+SILENT_MIN_S = 5.0
+"""But not before: a scheduler that is late itself would forget everybody, and be told everything again, which
+makes it later. Others find out by themselves, within a second, that a host has died."""
 REPORTERS_MIN = 2
 """One host's word is not enough to ban another for all."""
 BAN_S = 300.0
@@ -169,7 +172,7 @@ class SchedulerState:
 
     def expire(self, now: float) -> None:
         """Forgets hosts that have fallen silent. To be called now and then."""
-        patience_s = SILENT_INTERVALS * max(self.interval_s, INTERVAL_MIN_S)
+        patience_s = max(SILENT_MIN_S, SILENT_INTERVALS * self.interval_s)
         for host in [host for host in self.hosts.values() if now - host.heard_at > patience_s]:
             self._remove(host)
 

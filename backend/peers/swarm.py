@@ -4,7 +4,9 @@ Nothing here waits for a scheduler: it answers from what the last announcement b
 is alone and goes to the origin.
 """
 
+import math
 import random
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -67,12 +69,14 @@ class Swarm:
         self._ranking = OwnerRanking([own_id])
         self._holders: dict[str, dict[str, PieceSet]] = {}
         self._pieces: dict[str, int] = {}
+        self._offered: dict[str, int] = {}
         self._banned: frozenset[str] = frozenset()
 
     # -- what is heard
 
     def take(self, answer: Answer) -> None:
         """Takes over what a scheduler answered."""
+        self._offered.clear()
         change = answer.members
         if change.full:
             self.members = {host.id: host for host in change.joined}
@@ -87,9 +91,18 @@ class Swarm:
         self.enabled = answer.peers_enabled
         self._banned = frozenset(answer.banned)
 
+    def share(
+        self, members: dict[str, HostInfo], ranking: OwnerRanking, blob_id: str, holders: dict[str, PieceSet]
+    ) -> None:
+        """Takes over tables that somebody else keeps: those of thousands of hosts in one process."""
+        self.members, self._ranking = members, ranking
+        self._holders[blob_id] = holders
+        self._offered.pop(blob_id, None)
+
     def forget_all(self) -> None:
         """No scheduler knows this host any more: what others have is learnt anew."""
         self._holders.clear()
+        self._offered.clear()
 
     def note_blob(self, blob_id: str, pieces: int) -> None:
         """The blob is of interest, and has so many pieces."""
@@ -99,6 +112,7 @@ class Swarm:
         """The blob is of no interest any more."""
         self._holders.pop(blob_id, None)
         self._pieces.pop(blob_id, None)
+        self._offered.pop(blob_id, None)
 
     def note_holder(self, blob_id: str, host_id: str, piece: int, count: int) -> None:
         """Another host was found to have a piece."""
@@ -113,7 +127,10 @@ class Swarm:
 
     def health_of(self, host_id: str) -> PeerHealth:
         """What was learnt about a host."""
-        return self.health.setdefault(host_id, PeerHealth())
+        health = self.health.get(host_id)
+        if health is None:
+            health = self.health[host_id] = PeerHealth()
+        return health
 
     def host_at(self, url: str) -> HostInfo | None:
         """The member whose upload server is at `url`."""
@@ -148,6 +165,17 @@ class Swarm:
         holders = self._holders.get(blob_id, {})
         return sum(piece < pieces.count and piece in pieces for pieces in holders.values())
 
+    def offered(self, blob_id: str, count: int, now: float) -> int:
+        """Which of a blob's `count` pieces somebody has, as `PieceSet.as_number`; as of the last news."""
+        known = self._offered.get(blob_id)
+        if known is None:
+            known = 0
+            for name, pieces in self._holders.get(blob_id, {}).items():
+                if pieces.count == count and self._is_usable(name, now):
+                    known |= pieces.as_number()
+            self._offered[blob_id] = known
+        return known
+
     def choose(
         self,
         blob_id: str,
@@ -164,21 +192,32 @@ class Swarm:
         """
         if self.is_alone:
             return AskOrigin(is_owner=True)
-        holders = [
-            name
-            for name, pieces in self._holders.get(blob_id, {}).items()
-            if piece < pieces.count and piece in pieces and name not in tried and self._is_usable(name, now)
-        ]
-        free = [name for name in holders if self.health_of(name).is_free(now)]
-        if free and not is_urgent:
-            limit = self._requests_max()
-            free = [name for name in free if self.health_of(name).requests < limit]
-            if not free:
-                return Pause(FULL_PAUSE_S)
+        limit = sys.maxsize if is_urgent else self._requests_max()
+        free: list[str] = []
+        is_full, busy_until = False, math.inf
+        for name, pieces in self._in_some_order(blob_id):
+            if (
+                piece >= pieces.count
+                or piece not in pieces
+                or name in tried
+                or not self._is_usable(name, now)
+            ):
+                continue
+            health = self.health_of(name)
+            if now < health.busy_until:
+                busy_until = min(busy_until, health.busy_until)
+            elif health.requests >= limit:
+                is_full = True
+            else:
+                free.append(name)
+                if len(free) == SAMPLED:
+                    break
         if free:
             return AskPeer(self.members[self._best(free, size_bytes)])
-        if holders:
-            return Pause(min(self.health_of(name).busy_until for name in holders) - now)
+        if is_full:
+            return Pause(FULL_PAUSE_S)
+        if busy_until < math.inf:
+            return Pause(busy_until - now)
         choice = self._owner(blob_id, piece, now, tried)
         if isinstance(choice, AskPeer) and not is_urgent:
             # Most of what nobody has yet comes without being asked for: its owner wants it, too.
@@ -224,14 +263,18 @@ class Swarm:
         health = self.health.get(name)
         return health is None or health.is_usable(now)
 
-    def _best(self, names: list[str], size_bytes: int) -> str:
-        sample = self._chance.sample(names, min(SAMPLED, len(names)))
+    def _in_some_order(self, blob_id: str) -> list[tuple[str, PieceSet]]:
+        """Who is known to have some of a blob, from a place by chance on: the first ones found will do."""
+        known = list(self._holders.get(blob_id, {}).items())
+        start = int(self._chance.random() * len(known))
+        return known[start:] + known[:start]
 
+    def _best(self, names: list[str], size_bytes: int) -> str:
         def due_s(name: str) -> float:
             factor = 1.0 if self.members[name].zone == self._zone else FAR_FACTOR
             return factor * self.health_of(name).due_s(size_bytes)
 
-        return min(sample, key=due_s)
+        return min(names, key=due_s)
 
     def _rank(self) -> None:
         self._ranking = OwnerRanking({*self.members, self.own_id})

@@ -30,14 +30,19 @@ class UploadSlots:
         waiting: Callable[[], int] = lambda: 0,
         slots: int = SLOTS,
         chance: random.Random | None = None,
+        kept: int = GIVEN_PIECES_MAX,
     ) -> None:
-        """`size_of` gives the decoded size of a blob that is served, `waiting` who waits to be sent to."""
+        """`size_of` gives the decoded size of a blob that is served, `waiting` who waits to be sent to.
+
+        `kept`: of how many pieces it is remembered who was given them.
+        """
         self.active = 0
         self.slots = slots
         self._size_of = size_of
         self._queue = waiting
         self._clock = clock
         self._chance = chance or random.Random()
+        self._kept = kept
         self._given: OrderedDict[tuple[str, int], deque[tuple[float, str]]] = OrderedDict()
 
     def given(self, request: BlobRequest, offset: int) -> int:
@@ -68,7 +73,7 @@ class UploadSlots:
             given = self._given.setdefault(key, deque(maxlen=GIVEN_HOSTS_MAX))
             given.append((now, request.peer_url))
             self._given.move_to_end(key)
-        while len(self._given) > GIVEN_PIECES_MAX:
+        while len(self._given) > self._kept:
             self._given.popitem(last=False)
 
     def _holders(self, request: BlobRequest, offset: int, end: int) -> list[str]:

@@ -30,7 +30,7 @@ class GuestRefused(NydusError):
     """Another host asks for an image that is not opened for it."""
 
     message = "image {image}: {why}"
-    exit_code = 157
+    exit_code = 201
 
 
 @dataclass(slots=True)

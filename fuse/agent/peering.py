@@ -37,7 +37,7 @@ class PeersUnavailable(NydusError):
     """The upload server has no address to listen on."""
 
     message = "peers: {why}"
-    exit_code: ClassVar[int] = 158
+    exit_code: ClassVar[int] = 202
 
 
 class PeerStatus(msgspec.Struct, frozen=True):

@@ -218,7 +218,7 @@ class NotServed(NydusError):
     """Another host cannot have what it asks for here."""
 
     message = "blob {blob_id}: {why}"
-    exit_code = 155
+    exit_code = 200
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

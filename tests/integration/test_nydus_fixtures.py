@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rafs.blob_table import BlobEntry, BlobFeatures
-from rafs.blobmeta import HEADER_SIZE, BlobMeta, BlobMetaHeader, check_against_blob, node_form
+from rafs.blobmeta import HEADER_SIZE, BlobMeta, BlobMetaHeader, node_form
+from rafs.blobmeta_header import check_against_blob
 from rafs.bootstrap import Bootstrap
 from rafs.check import check_blob_meta, check_bootstrap, check_extent, extents_of
 from rafs.chunk import ChunkFlags

@@ -13,10 +13,10 @@ from rafs.blobmeta import (
     BlobMetaHeader,
     ChunkInfo,
     Extent,
-    check_against_blob,
     node_form,
     pack_array,
 )
+from rafs.blobmeta_header import check_against_blob
 from rafs.record import FormatError
 from tests.golden import golden
 from tests.unit.test_blob_table import ENTRY

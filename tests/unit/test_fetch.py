@@ -16,9 +16,10 @@ import trio.testing
 from backend.cache import BlobCache, BlobShape, CachedBlob
 from backend.contract import BackendError
 from backend.decode import BlobUnsupported, ChunkInvalid
-from backend.fetch import ChunkFetcher, FetchFailed
+from backend.fetch import ChunkFetcher
 from backend.fetch_pool import FetchOptions, open_fetch_pool
 from backend.memory_blob import MemoryBlob, MemoryBlobReader, make_memory_blob
+from backend.origin_stage import FetchFailed
 from backend.priority import FetchClass
 from rafs.blob_table import BlobFeatures
 from rafs.codec import Compressor

@@ -11,7 +11,7 @@ import trio
 
 from backend.contract import BackendError
 from backend.decode import ChunkInvalid
-from backend.fetch import FetchFailed
+from backend.origin_stage import FetchFailed
 from backend.prefetch import prefetch
 from backend.prefetch_mode import PrefetchMode
 from fuse.errno_map import errno_of, is_fault

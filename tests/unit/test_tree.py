@@ -21,8 +21,8 @@ EXIT_CODES = {
     "rafs": {*range(10, 30)},
     "backend": {*range(30, 50), *range(110, 130), *range(150, 200)},
     "builder": {*range(50, 70)},
-    "fuse": {*range(70, 90)},
-    "tools": {*range(90, 110)},
+    "fuse": {*range(70, 90), *range(200, 220)},
+    "tools": {*range(90, 110), *range(220, 240)},
 }
 
 

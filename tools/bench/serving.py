@@ -97,16 +97,16 @@ def verdicts(ledger: Ledger) -> Iterator[list[str]]:
 @contextlib.contextmanager
 def peer_server(file: Path, cpu: int) -> Iterator[Server]:
     """The upload server in a process of its own."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "tools.bench.serving_host", str(file), str(port)]
-    with _running(command, port, cpu) as process:
+    with running(command, port, cpu) as process:
         yield Server(NYDUS, port, process.pid)
 
 
 @contextlib.contextmanager
 def nginx_server(file: Path, directory: Path, cpu: int, name: str) -> Iterator[Server]:
     """nginx with one worker, sendfile and no log, on the same file."""
-    port, nopush = _free_port(), "on" if name == NGINX else "off"
+    port, nopush = free_port(), "on" if name == NGINX else "off"
     link = directory / "root" / TARGET.lstrip("/")
     link.parent.mkdir(parents=True)
     link.symlink_to(file)
@@ -121,13 +121,14 @@ def nginx_server(file: Path, directory: Path, cpu: int, name: str) -> Iterator[S
         f"scgi_temp_path {directory}/scgi; default_type application/octet-stream;\n"
         f"server {{ listen 127.0.0.1:{port} backlog=128; root {directory}/root; }} }}\n"
     )
-    with _running(["nginx", "-c", str(config), "-e", f"{directory}/error.log"], port, cpu) as process:
+    with running(["nginx", "-c", str(config), "-e", f"{directory}/error.log"], port, cpu) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         yield Server(name, port, int(children[0]))
 
 
 @contextlib.contextmanager
-def _running(command: Sequence[str], port: int, cpu: int) -> Iterator["subprocess.Popen[bytes]"]:
+def running(command: Sequence[str], port: int, cpu: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """A server on one CPU, that listens at `port`, until the block ends."""
     process = subprocess.Popen(["taskset", "-c", str(cpu), *command], stdin=subprocess.DEVNULL)
     try:
         _wait_until(lambda: _listens(port), process)
@@ -150,7 +151,8 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listened at a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 

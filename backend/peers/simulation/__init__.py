@@ -1,0 +1,1 @@
+"""Many hosts in virtual time: the deciding code of peers, with a model of links below it."""

@@ -35,8 +35,9 @@ async def fetch_blob_meta(reader: BlobReader, entry: BlobEntry, directory: Path,
 
 
 def has_blob_meta(entry: BlobEntry) -> bool:
-    """Whether the blob carries its chunk table at its end, in the clear."""
-    return entry.chunk_count > 0 and not entry.features & (_ELSEWHERE | BlobFeatures.ZRAN)
+    """Whether the blob that `table_blob_id` names carries the chunk table at its end, in the clear."""
+    is_elsewhere = entry.features & _ELSEWHERE and not entry.features & BlobFeatures.ZRAN
+    return entry.chunk_count > 0 and not is_elsewhere
 
 
 def table_blob_id(entry: BlobEntry) -> str:

@@ -11,19 +11,25 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
 
+import trio
+
 from backend.docker_archive import DockerArchiveStore
 from backend.local import DirStore
 from backend.manifest import (
     BOOTSTRAP_ANNOTATION,
+    LAYER_GZIP,
     OCI_INDEX,
     OCI_MANIFEST,
+    SOURCE_LAYER_ANNOTATION,
+    Descriptor,
     ImageIndex,
     ImageManifest,
     ManifestBroken,
+    layers_left_out,
     parse_document,
-    this_platform,
 )
 from backend.metadata import fetch_oci_metadata, find_image
+from backend.platforms import this_platform
 from backend.publish import Transfer
 from backend.publishing import reporting_writes
 from backend.source_image import find_source
@@ -56,8 +62,10 @@ async def _copy_into_directory(
     image = await find_image(source, this_platform())
     async with _scratch() as scratch:
         metadata = await fetch_oci_metadata(source, scratch, this_platform())
-        for blob in image.layers.blobs:
-            await transfer.send_content(blob, source, is_counted=True)
+        for layer in (*image.layers.blobs, *await _left_out(image.manifest, source)):
+            await transfer.send_content(layer, source, is_counted=True)
+        for table in image.layers.tables:
+            await transfer.send_content(table, source, is_counted=False)
         return transfer.result(await target.put_bootstrap(metadata.bootstrap_path))
 
 
@@ -94,10 +102,27 @@ async def _copy_verbatim(source: OciStore, target: OciStore, progress: PublishPr
 
 async def copy_content(manifest: ImageManifest, source: OciStore, transfer: Transfer) -> None:
     """Brings layers and config of an image over, but not its manifest."""
-    for layer in manifest.layers:
+    for layer in (*manifest.layers, *await _left_out(manifest, source)):
         if not layer.urls:  # those with addresses are not kept in registries
-            await transfer.send_content(layer, source, is_counted=not layer.is_marked(BOOTSTRAP_ANNOTATION))
+            await transfer.send_content(layer, source, is_counted=_is_data(layer))
     await transfer.send_content(manifest.config, source, is_counted=False)
+
+
+def _is_data(layer: Descriptor) -> bool:
+    return not layer.is_marked(BOOTSTRAP_ANNOTATION) and SOURCE_LAYER_ANNOTATION not in layer.annotations
+
+
+async def _left_out(manifest: ImageManifest, source: OciStore) -> list[Descriptor]:
+    """The gzip layers that an image of other Nydus tools reads and its manifest does not name."""
+    layers = []
+    for digest in layers_left_out(manifest, str(source.reference)):
+        reader = source.open_content(digest, None)
+        try:
+            layers.append(Descriptor(LAYER_GZIP, digest, await reader.size()))
+        finally:
+            with trio.CancelScope(shield=True):
+                await reader.aclose()
+    return layers
 
 
 def _media_type(stored: StoredManifest, document: ImageManifest | ImageIndex) -> str:

@@ -9,8 +9,11 @@ import trio
 
 from backend.contract import BlobReader
 from backend.fileblob import READERS_MAX, open_file_blob
-from backend.manifest import Descriptor, this_platform
+from backend.manifest import (
+    Descriptor,
+)
 from backend.metadata import fetch_oci_metadata
+from backend.platforms import this_platform
 from backend.publish import publish_oci_image
 from backend.reference import Reference
 from backend.store import (

@@ -12,7 +12,7 @@ from backend.blobtail import table_blob_id
 from backend.bootstrap_layer import BOOTSTRAP_NAME, BOOTSTRAP_SIZE_MAX_BYTES
 from backend.contract import BackendError, BlobNotFound, BlobReader
 from backend.fileblob import READERS_MAX, FileBlobReader, has_content, link_blob, open_file_blob, store_blob
-from backend.manifest import Descriptor, blob_descriptor
+from backend.manifest import Descriptor
 from backend.metadata import fetch_missing_tables, metadata_at, settle_metadata
 from backend.ocidigest import require_digest
 from backend.publish import Transfer
@@ -62,7 +62,7 @@ class DirStore:
                 return existing
             await fetch_missing_tables(
                 unpacked,
-                lambda entry: self.open_blob(table_blob_id(entry), entry.compressed_size),
+                lambda blob_id: self.open_blob(blob_id, 0),
                 str(self._reference),
             )
             return await settle_metadata(unpacked, images_dir, digest)
@@ -76,9 +76,6 @@ class DirStore:
         transfer = Transfer(self, str(self._reference), progress)
         for blob in image.blobs:
             await transfer.send_blob(blob, self._open_origin, may_link=image.gives_blobs_away)
-            if blob.rafs_blob is not None:
-                size = blob.rafs_blob.stat().st_size
-                await transfer.send_part(blob_descriptor(blob.rafs_blob.name, size), blob.rafs_blob)
         return transfer.result(await self.put_bootstrap(image.bootstrap))
 
     async def put_bootstrap(self, bootstrap: Path) -> str:
@@ -96,18 +93,24 @@ class DirStore:
         """
         with Bootstrap.open(metadata.bootstrap_path) as bootstrap:
             entries = bootstrap.blobs
-        tables = {table.blob_id: table.path for table in metadata.blob_meta_paths}
-        blobs = []
+        metas = {table.blob_id: table.path for table in metadata.blob_meta_paths}
+        blobs, tables = [], []
         for entry in entries:
             blob_id, table_id = entry.blob_id, table_blob_id(entry)
-            path = self._blob_path(f"sha256:{blob_id}")
-            if not path.is_file():
-                raise BlobNotFound(where=path)
-            if blob_id in tables:  # a blob without chunks has no table, and nothing that anybody reads
-                rafs_blob = None if table_id == blob_id else self._blob_path(f"sha256:{table_id}")
-                size = path.stat().st_size
-                blobs.append(BlobFile(blob_id, size, path, tables[blob_id], rafs_blob=rafs_blob))
-        return ImageFiles(metadata.bootstrap_path, tuple(blobs))
+            path = self._present_path(blob_id)
+            if blob_id not in metas:  # a blob without chunks has no table, and nothing that anybody reads
+                continue
+            blobs.append(BlobFile(blob_id, path.stat().st_size, path, metas[blob_id]))
+            if table_id != blob_id:
+                path = self._present_path(table_id)
+                tables.append(BlobFile(table_id, path.stat().st_size, path, metas[blob_id], table_of=blob_id))
+        return ImageFiles(metadata.bootstrap_path, (*blobs, *tables))
+
+    def _present_path(self, blob_id: str) -> Path:
+        path = self._blob_path(f"sha256:{blob_id}")
+        if not path.is_file():
+            raise BlobNotFound(where=path)
+        return path
 
     async def has_blob(self, digest: str, size_bytes: int) -> bool:
         """Whether the blob's file has that size and that digest; all of it is read."""

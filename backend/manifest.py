@@ -3,7 +3,6 @@
 Media types and annotations are those of nydusify and nydus-snapshotter, so that their tools know the image.
 """
 
-import platform as host_platform
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
@@ -11,6 +10,7 @@ import msgspec
 
 from backend.contract import BackendError
 from backend.ocidigest import is_digest
+from backend.platforms import Platform
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -31,22 +31,13 @@ BOOTSTRAP_ANNOTATION = "containerd.io/snapshot/nydus-bootstrap"
 FS_VERSION_ANNOTATION = "containerd.io/snapshot/nydus-fs-version"
 REFERENCE_BLOBS_ANNOTATION = "containerd.io/snapshot/nydus-reference-blob-ids"
 SOURCE_LAYER_ANNOTATION = "containerd.io/snapshot/nydus-ref"
-"""At a blob that is only an index into a layer of an ordinary image: that layer's digest."""
+"""At a blob that is only the chunk table of a layer of an ordinary image: that layer's digest."""
 REF_NAME_ANNOTATION = "org.opencontainers.image.ref.name"
 
 FS_VERSION = "6"
 EPOCH = "1970-01-01T00:00:00Z"
 MANIFEST_SIZE_MAX_BYTES = 4 << 20
 LAYERS_MAX = 1024
-
-_MACHINES = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "armv7l": "arm",
-    "i686": "386",
-    "ppc64le": "ppc64le",
-    "s390x": "s390x",
-}
 
 
 class ManifestBroken(BackendError):
@@ -78,22 +69,6 @@ class NoSuchPlatform(BackendError):
 
     message = "{where}: no Nydus image for {wanted} in this index; it has {found}"
     exit_code = 112
-
-
-class Platform(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What an image runs on, in the words of the OCI (and of Go): `linux`, `amd64`."""
-
-    architecture: str
-    os: str
-    variant: str = ""
-    os_features: tuple[str, ...] = msgspec.field(default=(), name="os.features")
-
-    def __str__(self) -> str:
-        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
-
-    def runs(self, image: "Platform") -> bool:
-        """Whether an image for that platform is one for this."""
-        return (self.os, self.architecture) == (image.os, image.architecture)
 
 
 class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -139,10 +114,19 @@ class ImageIndex(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class NydusLayers(msgspec.Struct, frozen=True):
-    """The layers of a Nydus image: data blobs in the order of the blob table, and the bootstrap."""
+    """The layers of a Nydus image: data blobs in the order of the blob table, and the bootstrap.
+
+    `tables` are the chunk tables of gzip layers. Other Nydus tools leave those layers themselves out of
+    `blobs`: they are in the repository because of the image that they are from.
+    """
 
     blobs: tuple[Descriptor, ...]
     bootstrap: Descriptor
+    tables: tuple[Descriptor, ...] = ()
+
+    def sizes(self) -> dict[str, int]:
+        """Sizes in bytes of all blobs that the manifest names, by their ID."""
+        return {blob.hex: blob.size_bytes for blob in (*self.blobs, *self.tables)}
 
 
 class _RootFs(msgspec.Struct, frozen=True):
@@ -178,12 +162,6 @@ class _Kind(msgspec.Struct, frozen=True):
 
     manifests: msgspec.Raw = msgspec.Raw()
     layers: msgspec.Raw = msgspec.Raw()
-
-
-def this_platform() -> Platform:
-    """The platform of this machine."""
-    machine = host_platform.machine()
-    return Platform(_MACHINES.get(machine, machine), host_platform.system().lower())
 
 
 def shown(text: str, length: int = 200) -> str:
@@ -248,12 +226,30 @@ def nydus_layers(manifest: ImageManifest, where: str) -> NydusLayers:
         raise UnsupportedImage(where=where, why=f"RAFS version {shown(version)}; only version 6 can be read")
     if bootstrap.media_type not in (LAYER_GZIP, DOCKER_LAYER_GZIP):
         raise UnsupportedImage(where=where, why=f"a bootstrap layer of type {shown(bootstrap.media_type)}")
-    blobs = tuple(
+    blobs = [
         layer
         for layer in manifest.layers
         if layer.media_type == NYDUS_BLOB or layer.is_marked(BLOB_ANNOTATION)
-    )
-    return NydusLayers(blobs, bootstrap)
+    ]
+    tables = tuple(blob for blob in blobs if SOURCE_LAYER_ANNOTATION in blob.annotations)
+    data = tuple(blob for blob in blobs if SOURCE_LAYER_ANNOTATION not in blob.annotations)
+    return NydusLayers(data, bootstrap, tables)
+
+
+def layers_left_out(manifest: ImageManifest, where: str) -> tuple[str, ...]:
+    """Digests of gzip layers whose chunk tables a manifest names, and not themselves.
+
+    Raises `ManifestBroken` for an annotation that is no digest.
+    """
+    sources = [layer.annotations.get(SOURCE_LAYER_ANNOTATION) for layer in manifest.layers]
+    wanted = dict.fromkeys(source for source in sources if source is not None)
+    for digest in wanted:
+        if not is_digest(digest):
+            raise ManifestBroken(
+                where=where, why=f"{SOURCE_LAYER_ANNOTATION}: '{shown(digest)}' is no digest"
+            )
+    named = {layer.digest for layer in manifest.layers}
+    return tuple(digest for digest in wanted if digest not in named)
 
 
 def _describe(manifest: ImageManifest) -> str:
@@ -267,15 +263,25 @@ def choose_manifests(index: ImageIndex, wanted: Platform, where: str) -> tuple[D
     """Entries of an index that may be the Nydus image for `wanted`, likeliest first.
 
     Entries that say that they are Nydus images come alone; where none says so, every image of the platform
-    has to be looked at. Raises `NoSuchPlatform`.
+    has to be looked at. Of several variants the best comes first, and one that the host would not run last:
+    it can be mounted. Raises `NoSuchPlatform`.
     """
     images = [entry for entry in index.manifests if entry.media_type in (OCI_MANIFEST, DOCKER_MANIFEST)]
     fitting = [entry for entry in images if entry.platform is None or wanted.runs(entry.platform)]
     if not fitting:
         found = ", ".join(sorted({str(entry.platform) for entry in images})) or "no images"
         raise NoSuchPlatform(where=where, wanted=wanted, found=shown(found))
+    fitting.sort(key=lambda entry: nearness_of(entry, wanted) or (), reverse=True)
     labelled = [entry for entry in fitting if is_nydus_entry(entry)]
     return tuple(labelled or fitting)
+
+
+def nearness_of(entry: Descriptor, wanted: Platform) -> tuple[int, ...] | None:
+    """How well an entry of an index suits a host, the larger the better; None for one that it does not run.
+
+    One that does not say what it runs on is the last resort.
+    """
+    return wanted.nearness(entry.platform) if entry.platform is not None else ()
 
 
 def is_nydus_entry(entry: Descriptor) -> bool:
@@ -284,9 +290,15 @@ def is_nydus_entry(entry: Descriptor) -> bool:
     return entry.artifact_type == NYDUS_ARTIFACT or NYDUS_OS_FEATURE in features
 
 
-def blob_descriptor(blob_id: str, size_bytes: int) -> Descriptor:
-    """The layer of one data blob, whose ID is its SHA-256."""
-    return Descriptor(NYDUS_BLOB, f"sha256:{blob_id}", size_bytes, {BLOB_ANNOTATION: "true"})
+def blob_descriptor(blob_id: str, size_bytes: int, table_of: str = "") -> Descriptor:
+    """The layer of one blob, whose ID is its SHA-256: data, or the chunk table of the gzip layer `table_of`.
+
+    https://github.com/dragonflyoss/nydus/blob/master/docs/nydus-zran.md, whose tools mark such tables so.
+    """
+    annotations = {BLOB_ANNOTATION: "true"}
+    if table_of:
+        annotations[SOURCE_LAYER_ANNOTATION] = f"sha256:{table_of}"
+    return Descriptor(NYDUS_BLOB, f"sha256:{blob_id}", size_bytes, annotations)
 
 
 def bootstrap_descriptor(digest: str, size_bytes: int, reference_blob_ids: Sequence[str]) -> Descriptor:

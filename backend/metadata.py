@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from backend.blobtail import BlobMetaBroken, fetch_blob_meta
+from backend.blobtail import BlobMetaBroken, fetch_blob_meta, table_blob_id
 from backend.bootstrap_layer import (
     BOOTSTRAP_NAME,
     LAYER_SIZE_MAX_BYTES,
@@ -27,13 +27,13 @@ from backend.bootstrap_layer import (
 )
 from backend.contract import BlobReader
 from backend.manifest import (
+    SOURCE_LAYER_ANNOTATION,
     Descriptor,
     ImageIndex,
     ImageManifest,
     ManifestBroken,
     NotNydusImage,
     NydusLayers,
-    Platform,
     choose_manifests,
     is_nydus_entry,
     nydus_layers,
@@ -42,6 +42,7 @@ from backend.manifest import (
 from backend.metadata_index import find_damage, write_index
 from backend.ocidigest import is_digest
 from backend.pieces import pump
+from backend.platforms import Platform
 from backend.publishing import publish_directory, reporting_writes, staging_directory
 from backend.store import BlobMetaFile, ImageMetadata, OciStore, StoredManifest
 from rafs.blob_table import BlobEntry
@@ -161,7 +162,7 @@ async def find_companion(store: OciStore, image: ImageMetadata) -> str | None:
         return None
     for entry in document.manifests:
         is_ordinary = entry.digest != image.digest and not is_nydus_entry(entry)
-        if is_ordinary and entry.platform is not None and own.platform.runs(entry.platform):
+        if is_ordinary and entry.platform is not None and own.platform.is_same(entry.platform):
             return entry.digest
     return None
 
@@ -229,31 +230,46 @@ async def unpack_bootstrap(store: OciStore, layer: Descriptor, directory: Path) 
 async def _complete_tables(store: OciStore, layers: NydusLayers, directory: Path) -> None:
     """Fetches the chunk tables that the layer lacks: older tools left them in the blobs only."""
     ids = [blob.hex for blob in layers.blobs]
+    ids += [table.annotations[SOURCE_LAYER_ANNOTATION].removeprefix("sha256:") for table in layers.tables]
     if ids and all((directory / blob_meta_name(blob_id)).exists() for blob_id in ids):
         return
-    sizes = {blob.hex: blob.size_bytes for blob in layers.blobs}
+    sizes = layers.sizes()
     await fetch_missing_tables(
         directory,
-        lambda entry: store.open_content(f"sha256:{entry.blob_id}", sizes.get(entry.blob_id)),
+        lambda blob_id: store.open_content(f"sha256:{blob_id}", sizes.get(blob_id)),
         str(store.reference),
     )
 
 
-async def fetch_missing_tables(
-    directory: Path, open_blob: Callable[[BlobEntry], BlobReader], where: str
-) -> None:
-    """Reads each chunk table that `directory` lacks from its blob's tail. Raises as `fetch_blob_meta`."""
+async def fetch_missing_tables(directory: Path, open_blob: Callable[[str], BlobReader], where: str) -> None:
+    """Reads each chunk table that `directory` lacks from the tail of the blob that has it.
+
+    `open_blob` takes that blob's ID. Raises as `fetch_blob_meta`.
+    """
     with Bootstrap.open(directory / BOOTSTRAP_NAME) as bootstrap:
         entries = bootstrap.blobs
     for entry in entries:
-        if entry.chunk_count == 0 or (directory / blob_meta_name(entry.blob_id)).exists():
+        if entry.chunk_count == 0 or _has_table(directory, entry):
             continue
         if not is_digest(f"sha256:{entry.blob_id}"):
             why = "this bootstrap was cut out of the blob that it describes, and does not name it"
             raise BlobMetaBroken(where=where, blob_id=entry.blob_id, why=why)
-        reader = open_blob(entry)
+        reader = open_blob(table_blob_id(entry))
         try:
             await fetch_blob_meta(reader, entry, directory, where)
         finally:
             with trio.CancelScope(shield=True):
                 await reader.aclose()
+
+
+def _has_table(directory: Path, entry: BlobEntry) -> bool:
+    """Whether the chunk table of `entry` is in `directory`, where it gets the name of the data blob.
+
+    nydusify names that of a gzip layer by the blob that holds it in the registry.
+    """
+    path = directory / blob_meta_name(entry.blob_id)
+    named_otherwise = directory / blob_meta_name(table_blob_id(entry))
+    if not path.exists() and named_otherwise.exists():
+        with reporting_writes(directory):
+            named_otherwise.rename(path)
+    return path.exists()

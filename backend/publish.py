@@ -19,9 +19,9 @@ from backend.manifest import (
     bootstrap_descriptor,
     build_config,
     build_manifest,
-    this_platform,
 )
 from backend.ocidigest import digest_of
+from backend.platforms import this_platform
 from backend.publishing import reporting_writes
 from backend.reference import Reference, parse_reference
 from backend.store import (
@@ -65,12 +65,12 @@ class Transfer:
         )
 
     async def send_blob(self, blob: BlobFile, open_origin: OpenOrigin, *, may_link: bool = False) -> None:
-        """Brings a data blob of an image over, from its file or from the image that has it; once."""
+        """Brings a blob of an image over, from its file or from the image that has it; once."""
         descriptor = blob_descriptor(blob.blob_id, blob.size_bytes)
         if descriptor.digest in self._done:
             return
-        origin = parse_reference(blob.source) if blob.source else None
-        if await self._is_there(descriptor, origin):
+        origin, is_counted = parse_reference(blob.source) if blob.source else None, not blob.table_of
+        if await self._is_there(descriptor, origin, is_counted=is_counted):
             return
         if blob.path is not None:
             await self._send_file(descriptor, blob.path, may_link=may_link)
@@ -80,7 +80,7 @@ class Transfer:
         else:
             why = f"blob {blob.blob_id} has neither a file nor another image that holds it"
             raise CannotPublish(where=self._where, why=why)
-        self._finish(descriptor, BlobOutcome.UPLOADED)
+        self._finish(descriptor, BlobOutcome.UPLOADED, is_counted=is_counted)
 
     async def follow_blob(self, growing: GrowingFile, media_type: str = NYDUS_BLOB) -> None:
         """Sends a blob while it is being made, where the target can take it so; `send_blob` does the rest.
@@ -172,7 +172,7 @@ async def send_image(
     """Brings everything of an image over but its manifest, which is returned: then it can be published."""
     for blob in image.blobs:
         await transfer.send_blob(blob, open_origin, may_link=image.gives_blobs_away)
-    blobs = [blob_descriptor(blob.blob_id, blob.size_bytes) for blob in image.blobs]
+    blobs = [blob_descriptor(blob.blob_id, blob.size_bytes, blob.table_of) for blob in image.blobs]
     with (
         reporting_writes(Path(tempfile.gettempdir())),
         tempfile.TemporaryDirectory(prefix="nydus-py-") as name,
@@ -189,7 +189,7 @@ async def send_image(
 
 
 def _layer_files(image: ImageFiles) -> list[LayerFile]:
-    tables = [LayerFile(blob_meta_name(blob.blob_id), blob.meta) for blob in image.blobs]
+    tables = [LayerFile(blob_meta_name(blob.blob_id), blob.meta) for blob in image.blobs if not blob.table_of]
     return [LayerFile(BOOTSTRAP_NAME, image.bootstrap), *tables]
 
 

@@ -8,9 +8,12 @@ import trio
 
 from backend.contract import BlobReader
 from backend.growing import GrowingFile
-from backend.manifest import Descriptor, this_platform
+from backend.manifest import (
+    Descriptor,
+)
 from backend.metadata import fetch_oci_metadata, metadata_at
 from backend.ocidigest import digest_of
+from backend.platforms import this_platform
 from backend.publish import publish_oci_image
 from backend.reference import Reference, RegistryReference
 from backend.referrers import list_referral, referral_of

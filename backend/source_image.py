@@ -1,5 +1,6 @@
 """Ordinary container images as a source: which manifests a reference names, and what their layers are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,13 +16,14 @@ from backend.manifest import (
     ImageManifest,
     ManifestBroken,
     NoSuchPlatform,
-    Platform,
     is_nydus_entry,
+    nearness_of,
     parse_document,
     platform_of,
     shown,
 )
 from backend.ocidigest import DigestMismatch, digest_of
+from backend.platforms import Platform
 from backend.store import OciStore, StoredManifest
 
 CONFIG_SIZE_MAX_BYTES = 8 << 20
@@ -70,8 +72,9 @@ class SourceImage:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a reference names: the images asked for, and the index when it is one."""
+    """What a reference names, by its digest: the images asked for, and the index when it is one."""
 
+    digest: str
     images: tuple[SourceImage, ...]
     index: ImageIndex | None
 
@@ -87,9 +90,9 @@ async def find_source(store: OciStore, wanted: Platform | None) -> Source:
     stored = await store.get_manifest()
     document = parse_document(stored.data, where)
     if isinstance(document, ImageManifest):
-        return Source((await _read_image(store, stored, document, None, where),), None)
+        return Source(stored.digest, (await _read_image(store, stored, document, None, where),), None)
     entries = [entry for entry in document.manifests if _is_image(entry)]
-    fitting = [entry for entry in entries if wanted is None or _fits(wanted, entry)]
+    fitting = entries if wanted is None else _best_first(entries, wanted)
     if not fitting:
         found = ", ".join(sorted({str(entry.platform) for entry in entries})) or "no images"
         raise NoSuchPlatform(where=where, wanted=wanted or "any platform", found=shown(found))
@@ -102,7 +105,7 @@ async def find_source(store: OciStore, wanted: Platform | None) -> Source:
         if isinstance(manifest, ImageIndex):
             raise ManifestBroken(where=where, why=f"{entry.digest} is an index inside an index")
         images.append(await _read_image(store, nested, manifest, entry.platform, where))
-    return Source(tuple(images), document)
+    return Source(stored.digest, tuple(images), document)
 
 
 def _is_image(entry: Descriptor) -> bool:
@@ -110,10 +113,10 @@ def _is_image(entry: Descriptor) -> bool:
     return entry.media_type in (OCI_MANIFEST, DOCKER_MANIFEST) and named and not is_nydus_entry(entry)
 
 
-def _fits(wanted: Platform, entry: Descriptor) -> bool:
-    if entry.platform is None:
-        return True
-    return wanted.runs(entry.platform) and wanted.variant in ("", entry.platform.variant)
+def _best_first(entries: Sequence[Descriptor], wanted: Platform) -> list[Descriptor]:
+    """The entries that run on a host: that of its own variant, then the highest of the lower ones."""
+    ranked = [(nearness, entry) for entry in entries if (nearness := nearness_of(entry, wanted)) is not None]
+    return [entry for _, entry in sorted(ranked, key=lambda pair: pair[0], reverse=True)]
 
 
 async def _read_image(

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from backend.contract import BackendError, BlobReader
-from backend.manifest import Descriptor, Platform
+from backend.manifest import (
+    Descriptor,
+)
+from backend.platforms import Platform
 from backend.reference import (
     DirReference,
     DockerArchiveReference,
@@ -64,10 +67,10 @@ class ImageMetadata:
 
 @dataclass(frozen=True, slots=True)
 class BlobFile:
-    """A data blob to publish: its bytes at `path`, or in the image that the reference text `source` names.
+    """A blob to publish: its bytes at `path`, or in the image that the reference text `source` names.
 
-    `rafs_blob`, a file named by its digest, holds the chunk table of a blob that has none at its end, of a
-    gzip layer. It is stored where `meta` is not.
+    `meta` is its chunk table, as hosts have it. A blob with `table_of` is no data blob: it holds the chunk
+    table of the gzip layer with that ID, which has none at its end, and `meta` is that table.
     """
 
     blob_id: str
@@ -75,12 +78,12 @@ class BlobFile:
     path: Path | None
     meta: Path
     source: str | None = None
-    rafs_blob: Path | None = None
+    table_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFiles:
-    """An image to publish; `blobs` in the order of the bootstrap's blob table.
+    """An image to publish; `blobs` in the order of the bootstrap's blob table, chunk tables behind them.
 
     `platform` is the builder's where it is None. With `gives_blobs_away` nobody changes the blob files
     afterwards, and a store on the same file system takes them by a link, unread.

@@ -6,7 +6,7 @@ import os
 import shutil
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +16,7 @@ from backend.store import BlobFile, ImageFiles
 from builder.assembly import Assembly
 from builder.blob_writer import FinishedBlob
 from builder.chunk_dict import ChunkDictionary, DictionaryImage
+from builder.content_digest import ContentDigest
 from builder.crew import Crew
 from builder.directory import DirectorySource
 from builder.journal import WorkDirectory
@@ -23,7 +24,7 @@ from builder.options import BuildOptions
 from builder.pipeline import ChunkPipeline, PipelineCounters
 from builder.prefetch_patterns import PrefetchPatterns, first_ones_first
 from builder.tar_tree import TarTree
-from builder.tarball import TarSource
+from builder.tarball import STANDARD_INPUT, TarSource
 from rafs.chunk import lower_addresses, lower_rows
 from rafs.inode_table import InodeTable
 from rafs.writer import BootstrapContent, write_bootstrap
@@ -49,10 +50,14 @@ class BuildStatistics:
 
 @dataclass(frozen=True, slots=True)
 class BuiltImage:
-    """The files of the image, in the work directory until they are published."""
+    """The files of the image, in the work directory until they are published.
+
+    `diff_id` is that of the layer which the image is made of, "" where it is made of something else.
+    """
 
     files: ImageFiles
     statistics: BuildStatistics
+    diff_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +122,15 @@ class Build:
         `SourceChanged`, `InvalidArchive`, `XattrUnsupported`, `ImageTooLarge`, `WorkerDied`, or `DiskFull`
         for the work directory.
         """
+        return self._run(source, label, None)
+
+    def run_layer(self, label: str) -> BuiltImage:
+        """Builds from a layer on standard input, and takes its diff ID. `label` and errors as in `run`."""
+        with ContentDigest() as digest:
+            built = self._run(Path(STANDARD_INPUT), label, digest)
+            return replace(built, diff_id=digest.diff_id())
+
+    def _run(self, source: Path, label: str, digest: ContentDigest | None) -> BuiltImage:
         with (
             reporting_full_disk(self._work.path),
             Assembly(self._options, self._work, self._dictionary) as assembly,
@@ -125,7 +139,8 @@ class Build:
                 if source.is_dir():
                     tree = self._load_directory(source, assembly, crew)
                 else:
-                    tree = self._load_tar(TarSource(source, self._work.path / "stdin", label), assembly, crew)
+                    archive = TarSource(source, self._work.path / "stdin", label, digest)
+                    tree = self._load_tar(archive, assembly, crew)
             blob = assembly.writer.finish()
             return self._finish(tree, assembly, blob)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from backend.bootstrap_layer import BOOTSTRAP_NAME, LayerFile, blob_meta_name, pack_layer
+from backend.bootstrap_layer import LayerFile, pack_layer
 from backend.contract import BackendError, BlobNotFound
 from backend.manifest import (
     LAYER_GZIP,
@@ -42,6 +42,8 @@ KEY_ANNOTATION = "nydus-py/layer-key"
 RECORD_ANNOTATION = "nydus-py/layer-record"
 RECORDS_MAX = 200
 """Layers that are kept; the oldest go."""
+SAVE_TRIES = 5
+"""How often the artifact is replaced, as long as others take out what was put in."""
 
 
 class BuildCacheBroken(BackendError):
@@ -69,11 +71,15 @@ class BuildCache:
 
     async def load(self) -> None:
         """Reads what there is; nothing, where there is no such artifact yet. Raises `BuildCacheBroken`."""
+        self._packages = await self._read()
+
+    async def _read(self) -> dict[str, _Package]:
         where = str(self._store.reference)
+        packages: dict[str, _Package] = {}
         try:
             stored = await self._store.get_manifest()
         except BlobNotFound:
-            return
+            return packages
         document = parse_document(stored.data, where)
         if not isinstance(document, ImageManifest) or document.artifact_type != ARTIFACT_TYPE:
             raise BuildCacheBroken(where=where, why="something else has this name; choose another")
@@ -83,9 +89,10 @@ class BuildCache:
                 continue
             try:
                 text = layer.annotations.get(RECORD_ANNOTATION, "")
-                self._packages[key] = _Package(layer, msgspec.json.decode(text, type=LayerRecord))
+                packages[key] = _Package(layer, msgspec.json.decode(text, type=LayerRecord))
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 log.warning("build cache %s: layer %s is left out: %s", where, shown(key), error)
+        return packages
 
     async def fetch(self, key: str, cache: LayerCache) -> ConvertedLayer | None:
         """Brings a layer's metadata into the cache of this host; None where it is not known or not to be had.
@@ -113,27 +120,34 @@ class BuildCache:
     async def save(self, layers: dict[str, ConvertedLayer], sources: dict[str, str]) -> None:
         """Puts converted layers in, by key; `sources` are the digests that they were made from.
 
-        The artifact is replaced as the last step. Raises what stores raise.
+        The artifact is replaced as the last step. Others may do the same at that moment, and registries do
+        not compare before they replace: it is read again before, for what is new, and behind. Raises what
+        stores raise.
         """
         where = str(self._store.reference)
         transfer = Transfer(self._store, where, NoProgress())
+        own: dict[str, _Package] = {}
         for key, layer in layers.items():
             for blob in layer.blobs:
                 await transfer.send_blob(layer.blob_file(blob), self._open_origin)
-            known = self._packages.pop(key, None)
-            self._packages[key] = known or await self._send_package(key, layer, sources[key], transfer)
-        for key in list(self._packages)[:-RECORDS_MAX]:
-            del self._packages[key]
-        await self._store.put_manifest(OCI_MANIFEST, await self._manifest(transfer), as_reference=True)
+            known = self._packages.get(key)
+            own[key] = known or await self._send_package(key, layer, sources[key], transfer)
+        there = await self._read()
+        for _ in range(SAVE_TRIES):
+            others = {key: package for key, package in there.items() if key not in own}
+            kept = dict(list((others | own).items())[-RECORDS_MAX:])
+            manifest = await self._manifest(kept, transfer)
+            await self._store.put_manifest(OCI_MANIFEST, manifest, as_reference=True)
+            there = await self._read()
+            if kept.keys() & own.keys() <= there.keys():
+                return
+        log.warning("build cache %s: others replace it all the time; some layers may not be in it", where)
 
     async def _send_package(
         self, key: str, layer: ConvertedLayer, source: str, transfer: Transfer
     ) -> _Package:
-        files = [LayerFile(BOOTSTRAP_NAME, layer.bootstrap)]
-        for blob in layer.blobs:
-            name = blob_meta_name(blob.blob_id)
-            files.append(LayerFile(name, layer.directory / name))
-        record = LayerRecord(layer.blobs, layer.bytes_in, (str(self._store.reference),))
+        files = [LayerFile(path.name, path) for path in (layer.bootstrap, *layer.tables)]
+        record = LayerRecord(layer.blobs, layer.bytes_in, layer.diff_id, (str(self._store.reference),))
         annotations = {
             CACHE_ANNOTATION: "true",
             SOURCE_ANNOTATION: source,
@@ -147,12 +161,12 @@ class BuildCache:
             await transfer.send_part(descriptor, path)
         return _Package(descriptor, record)
 
-    async def _manifest(self, transfer: Transfer) -> bytes:
+    async def _manifest(self, packages: dict[str, _Package], transfer: Transfer) -> bytes:
         layers: dict[str, Descriptor] = {}
-        for package in self._packages.values():
+        for package in packages.values():
             layers[package.descriptor.digest] = package.descriptor
             for blob in package.record.blobs:
-                layers[blob.blob_id] = blob_descriptor(blob.blob_id, blob.size_bytes)
+                layers[blob.blob_id] = blob_descriptor(blob.blob_id, blob.size_bytes, blob.table_of)
         config = Descriptor(EMPTY_TYPE, digest_of(EMPTY), len(EMPTY))
         with tempfile.TemporaryDirectory(prefix="nydus-py-") as name:
             path = Path(name) / "config"

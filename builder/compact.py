@@ -8,13 +8,17 @@ from pathlib import Path
 import trio
 
 from backend.image_config import merged_config
-from backend.manifest import Descriptor, build_config, this_platform
+from backend.manifest import (
+    Descriptor,
+    build_config,
+)
+from backend.platforms import this_platform
 from backend.publish import Transfer
 from backend.publishing import reporting_writes, staging_directory
 from backend.store import BlobFile, ImageStore, OpenOrigin
 from builder.blob_writer import FinishedBlob
 from builder.merge import LayerMerge, MergedImage
-from builder.nydus_source import NydusSource
+from builder.nydus_source import NydusSource, in_order
 from builder.options import BuildOptions
 from builder.prefetch_patterns import PrefetchPaths
 from builder.publish_merged import publish_merged
@@ -167,16 +171,14 @@ def _prefetched(source: NydusSource) -> list[bytes]:
 def _blob_files(
     merged: MergedImage, source: NydusSource, repacked: tuple[FinishedBlob, Path] | None
 ) -> tuple[BlobFile, ...]:
-    files = []
+    files: list[BlobFile] = []
     for entry in merged.blobs:
         if repacked is not None and entry.blob_id == repacked[0].entry.blob_id:
             blob = repacked[0]
             files.append(BlobFile(entry.blob_id, entry.compressed_size, blob.path, blob.meta))
-            continue
-        size_bytes = source.sizes.get(entry.blob_id, entry.compressed_size)
-        meta = source.metadata.blob_meta_path(entry.blob_id)
-        files.append(BlobFile(entry.blob_id, size_bytes, None, meta, source.reference))
-    return tuple(files)
+        else:
+            files += source.blob_files(entry)
+    return in_order(files)
 
 
 def _config_maker(source: NydusSource) -> Callable[[Sequence[Descriptor], str], bytes]:

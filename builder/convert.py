@@ -10,14 +10,14 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import trio
 
-from backend.bootstrap_layer import blob_meta_name
 from backend.contract import BackendError, BlobReader
 from backend.growing import GrowingFile
 from backend.image_config import NewLayer, converted_config
-from backend.manifest import NYDUS_CONFIG, OCI_CONFIG, Descriptor
+from backend.manifest import NYDUS_CONFIG, OCI_CONFIG, Descriptor, ManifestBroken, diff_ids_of, shown
 from backend.pieces import first_failure
 from backend.publish import ImageDescription, Transfer, send_image
 from backend.publishing import reporting_writes, staging_directory
@@ -36,8 +36,19 @@ from builder.merge import LayerMerge, MergedImage
 from builder.options import BuildOptions
 from builder.pipeline import PipelineCounters
 from builder.prefetch_patterns import PrefetchPatterns
+from rafs.errors import NydusError
 
 log = logging.getLogger(__name__)
+
+
+class ContentMismatch(NydusError):
+    """A layer with the right digest that is packed from something else than the config says."""
+
+    message = (
+        "{where}: layer {layer} unpacks to {got}, and the config of the image says {expected}; "
+        "one of them was changed since the image was built: build it again"
+    )
+    exit_code: ClassVar[int] = 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +126,9 @@ class ImageConverter:
     async def _make(self, image: SourceImage, staging: Path) -> tuple[list[ConvertedLayer], MergedImage]:
         """All layers, lowest first, and what they are together. Equal ones are built once.
 
-        A layer is merged as soon as it and all below it are there.
+        A layer is merged as soon as it and all below it are there. Raises `ContentMismatch`.
         """
+        diff_ids = _diff_ids(image, str(self._source.reference))
         wanted = {layer.digest: layer for layer in image.manifest.layers}
         ready = {digest: trio.Event() for digest in wanted}
         found: dict[str, ConvertedLayer] = {}
@@ -132,14 +144,20 @@ class ImageConverter:
                 async with trio.open_nursery() as nursery:
                     for layer in wanted.values():
                         nursery.start_soon(provide, layer)
-                    for layer in image.manifest.layers:
+                    for layer, diff_id in zip(image.manifest.layers, diff_ids, strict=True):
                         await ready[layer.digest].wait()
+                        self._expect_content(layer, diff_id, found[layer.digest].diff_id)
                         await trio.to_thread.run_sync(merge.add, found[layer.digest].bootstrap)
                 patterns = PrefetchPatterns(self._options.build.prefetch)
                 merged = await trio.to_thread.run_sync(merge.write, staging / "image.boot", patterns)
         except BaseExceptionGroup as group:
             raise first_failure(group) from None
         return [found[layer.digest] for layer in image.manifest.layers], merged
+
+    def _expect_content(self, layer: Descriptor, expected: str, got: str) -> None:
+        if expected != got:
+            where = self._source.reference
+            raise ContentMismatch(where=where, layer=layer.digest, got=got, expected=shown(expected))
 
     async def _provide(self, layer: Descriptor) -> ConvertedLayer:
         """A layer whose blobs are in the target."""
@@ -246,7 +264,7 @@ class ImageConverter:
         owner: dict[str, int] = {}
         for number, layer in enumerate(layers):
             for blob in layer.blobs:
-                if not blob.source:
+                if not blob.source and not blob.table_of:
                     owner.setdefault(blob.blob_id, number)
 
         def make_config(blobs: Sequence[Descriptor], diff_id: str) -> bytes:
@@ -258,11 +276,20 @@ class ImageConverter:
         return ImageDescription(make_config, media_type, image.manifest.annotations, subject)
 
 
+def _diff_ids(image: SourceImage, where: str) -> tuple[str, ...]:
+    """What the config says of the content of each layer. Raises `ManifestBroken`."""
+    diff_ids, count = diff_ids_of(image.config, where), len(image.manifest.layers)
+    if len(diff_ids) != count:
+        raise ManifestBroken(where=where, why=f"{count} layers, and {len(diff_ids)} diff IDs in the config")
+    return diff_ids
+
+
 def _blob_files(merged: MergedImage, layers: Sequence[ConvertedLayer]) -> tuple[BlobFile, ...]:
     """The blobs of the image, which are in the target already; a dictionary's have a source."""
-    files = {}
+    files: dict[str, BlobFile] = {}
     for layer in layers:
         for blob in layer.blobs:
-            meta = layer.directory / blob_meta_name(blob.blob_id)
-            files[blob.blob_id] = BlobFile(blob.blob_id, blob.size_bytes, None, meta, blob.source or None)
-    return tuple(files[entry.blob_id] for entry in merged.blobs)
+            files[blob.blob_id] = replace(layer.blob_file(blob), path=None, source=blob.source or None)
+    data = [entry.blob_id for entry in merged.blobs]
+    tables = [file for file in files.values() if file.table_of in data]
+    return *(files[blob_id] for blob_id in data), *tables

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import msgspec
 
+from backend.contract import BackendError
 from backend.copy import copy_content
 from backend.manifest import (
     DOCKER_MANIFEST,
@@ -13,14 +15,23 @@ from backend.manifest import (
     OCI_MANIFEST,
     Descriptor,
     ImageIndex,
-    Platform,
     is_nydus_entry,
 )
 from backend.ocidigest import digest_of
+from backend.platforms import Platform
 from backend.publish import Transfer
-from backend.source_image import Source, SourceImage
+from backend.source_image import Source, SourceImage, find_source
 from backend.store import OciStore
 from builder.convert import ConvertedImage
+
+
+class SourceMoved(BackendError):
+    """A tag that was to be replaced, and that somebody else has replaced meanwhile."""
+
+    message = (
+        "{where}: it named {was} when the conversion began, and now {now}; it was left alone, run this again"
+    )
+    exit_code: ClassVar[int] = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +40,25 @@ class Conversion:
 
     source: SourceImage
     converted: ConvertedImage
+
+
+async def source_to_replace(
+    store: OciStore, source: Source, wanted: Platform | None, *, keeps_others: bool
+) -> Source:
+    """What the reference of `source` names now, when it is to be replaced by what was made of that.
+
+    With `keeps_others` it may have become another index, as long as the images that were converted are in it.
+    Raises `SourceMoved`.
+    """
+    now = await find_source(store, wanted)
+    is_kept = keeps_others and _digests(now) == _digests(source)
+    if now.digest != source.digest and not is_kept:
+        raise SourceMoved(where=store.reference, was=source.digest, now=now.digest)
+    return now
+
+
+def _digests(source: Source) -> list[str]:
+    return [image.stored.digest for image in source.images]
 
 
 async def publish_single(target: OciStore, conversion: Conversion) -> str:
@@ -89,4 +119,4 @@ async def bring_originals(
 def _is_replaced(entry: Descriptor, done: Sequence[Platform]) -> bool:
     if entry.media_type not in (OCI_MANIFEST, DOCKER_MANIFEST) or not is_nydus_entry(entry):
         return False
-    return entry.platform is None or any(platform.runs(entry.platform) for platform in done)
+    return entry.platform is None or any(platform.is_same(entry.platform) for platform in done)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from builder.digest_file import DigestFile
-from rafs.chunk import ChunkRow, pack_address
+from rafs.chunk import ChunkRow, address_word
 from rafs.record import BLOCK_SIZE
 
 _PENDING = 0
@@ -44,12 +44,12 @@ class DedupIndex:
 
     def place(self, digest: bytes, chunk_index: int, block: int) -> None:
         """Gives a claimed chunk its number and block in blob 0, the image's own."""
-        self._set(digest, _pack(0, chunk_index, block))
+        self._set(digest, address_word(0, chunk_index, block))
 
     def place_dictionary_chunk(self, digest: bytes, blob_index: int, row: ChunkRow) -> None:
         """Makes a chunk known that lies in another image's blob, which has `blob_index` here."""
         self.claim(digest)
-        self._set(digest, _pack(blob_index, row.index, row.uncompressed_offset // BLOCK_SIZE))
+        self._set(digest, address_word(blob_index, row.index, row.uncompressed_offset // BLOCK_SIZE))
 
     def place_at(self, digest: bytes, address: int) -> None:
         """Gives a claimed chunk a packed address."""
@@ -75,7 +75,3 @@ class DedupIndex:
             self._addresses[digest] = address
         elif self._spilled is not None:
             self._spilled.replace(digest, address)
-
-
-def _pack(blob_index: int, chunk_index: int, block: int) -> int:
-    return int.from_bytes(pack_address(blob_index, chunk_index, block), "little")

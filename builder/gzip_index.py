@@ -16,6 +16,8 @@ from rafs.zran import WINDOW_SIZE
 
 SPACING_BYTES = 32 << 10
 """Decoded bytes between two points at least: no stream, of empty blocks say, can cost more memory."""
+EMPTY_MAX = 4096
+"""Members in a row without content: each takes time, and honest streams end with one at most."""
 _INPUT_SIZE = 256 << 10
 _OUTPUT_SIZE = 1 << 20
 _GZIP = 31
@@ -97,6 +99,7 @@ class GzipIndexer:
         self._next_point = 0
         self._last_byte = self._member_start = 0
         self._is_between = True
+        self._empty_members = 0
         self._is_padded = self._is_finished = False
         self._zlib = _load_zlib()
         self._stream = _Stream()
@@ -154,6 +157,7 @@ class GzipIndexer:
         self._advance(len(self._input) - self._consumed - stream.avail_in, room - stream.avail_out)
         if result == _STREAM_END:
             self._is_between = True
+            self._expect_content()
             self._zlib.inflateReset(self._pointer)
         elif result not in (_OK, _BUFFER_ERROR):
             why = (stream.msg or b"it needs a dictionary").decode("ascii", "replace")
@@ -168,6 +172,12 @@ class GzipIndexer:
         self.out_offset += given
         if given:
             self._marks.append((self.out_offset, self.in_offset))
+
+    def _expect_content(self) -> None:
+        self._empty_members = 0 if self.out_offset > self._member_start else self._empty_members + 1
+        if self._empty_members > EMPTY_MAX:
+            why = f"more than {EMPTY_MAX} members in a row without content"
+            raise BrokenGzip(layer=self._layer, offset=self.in_offset, why=why)
 
     def _note_point(self, bits: int) -> None:
         """zlib stops behind a member's header as it does behind a block; nothing lies before that."""

@@ -23,6 +23,7 @@ from rafs.errors import NydusError
 _HEADER = struct.Struct("<8s32s")
 _RECORD = struct.Struct("<32sQIIQ")
 _MAGIC = b"NYDJRNL1"
+_LOCK_NAME = "lock"
 _BUFFER_SIZE = 16 * _RECORD.size
 """So few, because a killed build loses the records that it did not hand to the kernel."""
 
@@ -92,6 +93,21 @@ class _OldExtents:
             at += _RECORD.size
 
 
+def is_in_use(work_dir: Path) -> bool:
+    """Whether a build has that work directory now; not where there is none."""
+    try:
+        lock = os.open(work_dir / _LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 class WorkDirectory:
     """The directory of one build: locked, with at most one earlier, interrupted generation to take extents
     from.
@@ -101,7 +117,7 @@ class WorkDirectory:
         """Creates and locks `path`. Raises `BuildRunning` when another process holds it."""
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = os.open(path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

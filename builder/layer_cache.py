@@ -4,10 +4,12 @@ A directory for each: the layer's bootstrap, the chunk tables of its blobs, a re
 until they are in the target. It appears by a rename, whole.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -29,6 +31,7 @@ from backend.publishing import (
 )
 from backend.store import BlobFile
 from builder.build import BuiltImage
+from builder.journal import is_in_use
 from builder.options import BuildOptions
 
 log = logging.getLogger(__name__)
@@ -36,23 +39,34 @@ log = logging.getLogger(__name__)
 RECORD_NAME = "layer.json"
 OTHERS_PAUSE_S = 0.2
 """Between looks whether another conversion is done with a layer."""
-_FORMAT = 2
-"""Of the layer bootstraps; layers made in another one are not found."""
+_KEY = re.compile(r"[0-9a-f]{32}(?=$|\.lock$|\.work$)")
+_LOCK = ".lock"
+_WORK = ".work"
+_FORMAT = 3
+"""Of the layer bootstraps and records; layers made in another one are not found."""
 
 
 class LayerBlob(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A blob of a layer; `source` is the image that holds it when it came from a chunk dictionary."""
+    """A blob of a layer; `source` is the image that holds it when it came from a chunk dictionary.
+
+    With `table_of` it is the chunk table of that gzip layer, and has none of its own.
+    """
 
     blob_id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     size_bytes: Annotated[int, msgspec.Meta(ge=0)]
     source: str = ""
+    table_of: str = ""
 
 
 class LayerRecord(msgspec.Struct, frozen=True):
-    """What is known of a converted layer. `holders` are references of images that have its blobs."""
+    """What is known of a converted layer: `diff_id` is the digest of its tar, as it was found.
+
+    `holders` are references of images that have its blobs.
+    """
 
     blobs: tuple[LayerBlob, ...]
     bytes_in: int
+    diff_id: str
     holders: tuple[str, ...] = ()
 
 
@@ -63,6 +77,7 @@ class ConvertedLayer:
     directory: Path
     blobs: tuple[LayerBlob, ...]
     bytes_in: int
+    diff_id: str
     holders: list[str] = field(default_factory=list)
     is_new: bool = False
 
@@ -86,15 +101,21 @@ class ConvertedLayer:
             blob.blob_id,
             blob.size_bytes,
             path if path.exists() else None,
-            self.directory / blob_meta_name(blob.blob_id),
+            self.directory / blob_meta_name(blob.table_of or blob.blob_id),
             self.holder(blob),
+            blob.table_of,
         )
+
+    @property
+    def tables(self) -> list[Path]:
+        """The chunk tables of its data blobs."""
+        return [self.directory / blob_meta_name(blob.blob_id) for blob in self.blobs if not blob.table_of]
 
     def note_holder(self, reference: str) -> None:
         """Its blobs are in that image's repository now: their bytes here go. Raises `CannotWrite`."""
         if reference != next(iter(self.holders), None):
             self.prefer_holder(reference)
-            record = LayerRecord(self.blobs, self.bytes_in, tuple(self.holders[:8]))
+            record = LayerRecord(self.blobs, self.bytes_in, self.diff_id, tuple(self.holders[:8]))
             with staging_directory(self.directory) as staging:
                 write_atomically(self.directory / RECORD_NAME, msgspec.json.encode(record), staging)
         for blob in self.blobs:
@@ -133,20 +154,75 @@ class LayerCache:
 
         Waits for one that has it; what that makes will do. Raises `CannotWrite`.
         """
-        path = self.directory / f"{key}.lock"
-        with reporting_writes(path):
+        with reporting_writes(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        while (lock := self._take_lock(key)) is None:  # noqa: ASYNC110  # another process has it
+            await trio.sleep(OTHERS_PAUSE_S)
         try:
-            while not _is_locked(lock):  # noqa: ASYNC110  # another process has it
-                await trio.sleep(OTHERS_PAUSE_S)
+            os.utime(lock)  # the time of the last use
             yield
         finally:
             os.close(lock)
 
     def work_dir(self, key: str) -> Path:
         """Where that layer is made."""
-        return self.directory / f"{key}.work"
+        return self.directory / f"{key}{_WORK}"
+
+    def all_keys(self) -> set[str]:
+        """Of all that is here, whole or not."""
+        if not self.directory.is_dir():
+            return set()
+        names = (_KEY.match(path.name) for path in self.directory.iterdir())
+        return {name[0] for name in names if name is not None}
+
+    def last_use_s(self, key: str) -> float:
+        """When it was locked last, in seconds of the clock that files have."""
+        for path in (self._lock_path(key), self.directory / key, self.work_dir(key)):
+            with contextlib.suppress(FileNotFoundError):
+                return path.stat().st_mtime
+        return 0.0
+
+    def size_bytes(self, key: str) -> int:
+        """What it takes on the disk, roughly: the sizes of its files."""
+        files = [*(self.directory / key).rglob("*"), *self.work_dir(key).rglob("*")]
+        size = 0
+        for path in files:
+            with contextlib.suppress(FileNotFoundError):
+                size += path.stat().st_size
+        return size
+
+    def discard(self, key: str) -> bool:
+        """Removes a layer and what killed conversions left of it; False where it is in use.
+
+        Raises `CannotWrite`.
+        """
+        lock = self._take_lock(key)
+        if lock is None:
+            return False
+        try:
+            # A process that outlived its conversion may be at work yet.
+            if is_in_use(self.work_dir(key)):
+                return False
+            shutil.rmtree(self.work_dir(key), ignore_errors=True)
+            self.forget(key)
+            with reporting_writes(self.directory):
+                self._lock_path(key).unlink(missing_ok=True)
+        finally:
+            os.close(lock)
+        return True
+
+    def _lock_path(self, key: str) -> Path:
+        return self.directory / f"{key}{_LOCK}"
+
+    def _take_lock(self, key: str) -> int | None:
+        """A descriptor that holds the lock; None where somebody else has it, or has just removed its file."""
+        path = self._lock_path(key)
+        with reporting_writes(path):
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if _is_locked(lock) and os.fstat(lock).st_nlink:
+            return lock
+        os.close(lock)
+        return None
 
     def find(self, key: str) -> ConvertedLayer | None:
         """A layer made earlier; None for one that is not there or not whole."""
@@ -155,8 +231,9 @@ class LayerCache:
             record = msgspec.json.decode((directory / RECORD_NAME).read_bytes(), type=LayerRecord)
         except (OSError, msgspec.DecodeError):
             return None
-        layer = ConvertedLayer(directory, record.blobs, record.bytes_in, list(record.holders))
-        files = [layer.bootstrap, *(directory / blob_meta_name(blob.blob_id) for blob in record.blobs)]
+        holders = list(record.holders)
+        layer = ConvertedLayer(directory, record.blobs, record.bytes_in, record.diff_id, holders)
+        files = [layer.bootstrap, *layer.tables]
         missing = [f"{file.name}: not there" for file in files if not file.is_file()]
         if damage := next(iter(missing), None) or find_damage(directory):
             log.warning("%s is damaged and is made again: %s", directory, damage)
@@ -169,16 +246,18 @@ class LayerCache:
         Raises `CannotWrite`.
         """
         blobs = tuple(
-            LayerBlob(blob.blob_id, blob.size_bytes, blob.source or "") for blob in built.files.blobs
+            LayerBlob(blob.blob_id, blob.size_bytes, blob.source or "", blob.table_of)
+            for blob in built.files.blobs
         )
-        record = LayerRecord(blobs, built.statistics.bytes_in, holders)
+        record = LayerRecord(blobs, built.statistics.bytes_in, built.diff_id, holders)
         with staging_directory(self.directory) as staging:
             unpacked = staging / key
             with reporting_writes(unpacked):
                 unpacked.mkdir()
                 built.files.bootstrap.rename(unpacked / BOOTSTRAP_NAME)
                 for blob in built.files.blobs:
-                    shutil.copyfile(blob.meta, unpacked / blob_meta_name(blob.blob_id))
+                    if not blob.table_of:
+                        shutil.copyfile(blob.meta, unpacked / blob_meta_name(blob.blob_id))
                 write_index(unpacked)
                 for blob in built.files.blobs:
                     if blob.path is not None:

@@ -17,7 +17,6 @@ from builder.chunk_dict import DictionaryImage
 from builder.layer_tree import LayerTree
 from builder.options import BuildOptions
 from builder.pipeline import PipelineCounters
-from builder.tarball import STANDARD_INPUT
 from builder.zran_build import index_stream
 from rafs.errors import NydusError
 
@@ -59,7 +58,7 @@ def main(arguments: list[str]) -> None:
         else:
             with Build(task.work_dir, task.options, task.dictionaries, show, LayerTree) as build:
                 connection.send(build.blob_path)
-                answer = build.run(Path(STANDARD_INPUT), task.label)
+                answer = build.run_layer(task.label)
     except NydusError as error:
         answer = error
     try:

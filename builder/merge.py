@@ -19,7 +19,7 @@ from builder.prefetch_patterns import PrefetchPaths, PrefetchPatterns
 from builder.row_spool import RowSpool
 from rafs.blob_table import BLOBS_MAX, BlobEntry
 from rafs.bootstrap import Bootstrap
-from rafs.chunk import ADDRESS_SIZE, ROW, ROW_SIZE, at_blob, pack_address
+from rafs.chunk import ADDRESS_SIZE, ROW, ROW_SIZE, BlobRenumbering, address_parts, address_word, at_blob
 from rafs.codec import Compressor
 from rafs.errors import NydusError
 from rafs.inode import Inode
@@ -229,7 +229,7 @@ class LayerMerge:
         if inode.is_file:
             self._expect_room(bootstrap, inode)
             self._addresses.extend(
-                _pack(numbers[ref.blob_index], ref.chunk_index, ref.uncompressed_offset)
+                address_word(numbers[ref.blob_index], ref.chunk_index, ref.uncompressed_offset // BLOCK_SIZE)
                 for ref in bootstrap.chunk_refs(inode)
             )
         self._tree.describe(
@@ -261,7 +261,7 @@ class LayerMerge:
     def _mark_wanted(self, table: InodeTable) -> None:
         for row in _files(table):
             for position in self._positions(table, row):
-                number, chunk = _unpack(self._addresses[position])
+                number, chunk = address_parts(self._addresses[position])
                 self._blobs[number].final[chunk] = _WANTED
 
     def _place_chunks(self, rows: RowSpool) -> None:
@@ -293,7 +293,7 @@ class LayerMerge:
         if index >= len(final) or final[index] != _WANTED:
             return
         if dedup.claim(digest):
-            final[index] = _pack(number, index, uncompressed_offset)
+            final[index] = address_word(number, index, uncompressed_offset // BLOCK_SIZE)
             dedup.place_at(digest, final[index])
             rows.append(at_blob(row, number))
         else:
@@ -303,16 +303,15 @@ class LayerMerge:
         """Blobs of which something is left: their number among the layers' blobs, and their new index."""
         used: set[int] = set()
         for blob in self._blobs:
-            used.update(_unpack(address)[0] for address in blob.final if address != _UNUSED)
+            used.update(address_parts(address)[0] for address in blob.final if address != _UNUSED)
         return {number: index for index, number in enumerate(sorted(used))}
 
     def _rewrite(self, table: InodeTable, kept: dict[int, int]) -> None:
+        renumbering = BlobRenumbering(kept)
         for row in _files(table):
             for position in self._positions(table, row):
-                number, chunk = _unpack(self._addresses[position])
-                final = self._blobs[number].final[chunk]
-                number, chunk = _unpack(final)
-                self._addresses[position] = _pack(kept[number], chunk, (final >> 32) * BLOCK_SIZE)
+                number, chunk = address_parts(self._addresses[position])
+                self._addresses[position] = renumbering.apply(self._blobs[number].final[chunk])
 
     def _positions(self, table: InodeTable, row: int) -> range:
         start = table.chunk_start[row]
@@ -343,15 +342,6 @@ def _attributes(inode: Inode) -> Attributes:
 def _compressor(bootstrap: Bootstrap) -> Compressor:
     flags = bootstrap.extended.flags
     return next(compressor for compressor, flag in COMPRESSION_FLAGS.items() if flags & flag)
-
-
-def _pack(number: int, chunk_index: int, uncompressed_offset: int) -> int:
-    return int.from_bytes(pack_address(number, chunk_index, uncompressed_offset // BLOCK_SIZE), "little")
-
-
-def _unpack(address: int) -> tuple[int, int]:
-    """Number of the blob and of the chunk in it."""
-    return (address >> 16 & 0xFF) - 1, address & 0xFFFF | (address >> 24 & 0xFF) << 16
 
 
 def _with_blobs(rows: bytes, kept: dict[int, int]) -> bytes:

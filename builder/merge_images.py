@@ -11,12 +11,16 @@ from pathlib import Path
 import trio
 
 from backend.image_config import merged_config, says_what_runs
-from backend.manifest import Descriptor, build_config, this_platform
+from backend.manifest import (
+    Descriptor,
+    build_config,
+)
+from backend.platforms import this_platform
 from backend.publish import Transfer
 from backend.publishing import reporting_writes, staging_directory
 from backend.store import BlobFile, ImageStore, OpenOrigin
 from builder.merge import LayerMerge, LayersUnfit, MergedImage
-from builder.nydus_source import NydusSource
+from builder.nydus_source import NydusSource, in_order
 from builder.prefetch_patterns import PrefetchPatterns
 from builder.publish_merged import publish_merged
 from rafs.bootstrap import Bootstrap
@@ -70,13 +74,7 @@ def _blob_files(merged: MergedImage, layers: Sequence[NydusSource]) -> tuple[Blo
         with Bootstrap.open(layer.metadata.bootstrap_path) as bootstrap:
             for entry in bootstrap.blobs:
                 owners.setdefault(entry.blob_id, layer)
-    files = []
-    for entry in merged.blobs:
-        owner = owners[entry.blob_id]
-        meta = owner.metadata.blob_meta_path(entry.blob_id)
-        size_bytes = owner.sizes.get(entry.blob_id, entry.compressed_size)
-        files.append(BlobFile(entry.blob_id, size_bytes, None, meta, owner.reference))
-    return tuple(files)
+    return in_order(file for entry in merged.blobs for file in owners[entry.blob_id].blob_files(entry))
 
 
 def _config_maker(layers: Sequence[NydusSource]) -> Callable[[Sequence[Descriptor], str], bytes]:

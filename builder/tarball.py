@@ -1,7 +1,6 @@
-"""A tar stream as a source: plain, gzip or zstd, from a file or from standard input."""
+"""A tar stream as a source, packed or not, from a file or from standard input."""
 
 import contextlib
-import io
 import os
 import shutil
 import stat
@@ -17,24 +16,20 @@ from tarfile import (  # type: ignore[attr-defined]
     HeaderError,
     ReadError,
 )
-from typing import IO, TYPE_CHECKING, BinaryIO, Self, cast
+from typing import IO, BinaryIO, Self, cast
 
 import zstandard
-from isal import igzip, isal_zlib
+from isal import isal_zlib
 
+from builder.content_digest import ContentDigest, DigestedStream
 from builder.pipeline import ChunkPipeline
 from builder.prefetch_patterns import PrefetchPatterns
 from builder.tar_tree import InvalidArchive, TarTree
+from builder.unpacked_stream import READ_AHEAD, open_unpacked
 from builder.worker import SourceChanged, SourceUnreadable
-from builder.zstd_frames import WholeFrames, is_zstd
 from rafs.inode_table import InodeTable
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
 STANDARD_INPUT = "-"
-_GZIP_MAGIC = b"\x1f\x8b"
-_READ_AHEAD = 1 << 20
 IsalError: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 _BROKEN: tuple[type[Exception], ...] = (
     tarfile.TarError,
@@ -68,6 +63,8 @@ class _StrictMember(tarfile.TarInfo):
     an archive would look complete.
     """
 
+    _ends_anywhere = False
+
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         member = super().frombuf(buf, encoding, errors)
@@ -82,27 +79,44 @@ class _StrictMember(tarfile.TarInfo):
         except EOFHeaderError:
             raise
         except EmptyHeaderError as error:
+            if cls._ends_anywhere:
+                raise EOFHeaderError("the end, without a mark") from error
             raise ReadError("it ends without an end mark") from error
         except HeaderError as error:
             raise ReadError(str(error)) from error
 
 
-def members_of(stream: IO[bytes], name: str) -> Iterator[tuple[tarfile.TarFile, int, tarfile.TarInfo]]:
+class _LayerMember(_StrictMember):
+    """A member of a layer, whose digest says whether it is whole: it may end behind any member.
+
+    So containerd, umoci and docker read layers, by Go's archive/tar.
+    """
+
+    _ends_anywhere = True
+
+
+def members_of(
+    stream: IO[bytes], name: str, *, is_layer: bool = False
+) -> Iterator[tuple[tarfile.TarFile, int, tarfile.TarInfo]]:
     """Every member of a tar stream with its number; whatever the archive raises becomes `InvalidArchive`.
 
-    The stream is read to its end: for the checksum there, and so that a pipe is not cut.
+    The stream is read to its end: for the checksum there, and so that a pipe is not cut. A layer of a
+    container image needs no end mark.
     """
+    kind = _LayerMember if is_layer else _StrictMember
     try:
         with tarfile.open(
-            fileobj=stream, mode="r|", encoding="utf-8", errors="surrogateescape", tarinfo=_StrictMember
+            fileobj=stream, mode="r|", encoding="utf-8", errors="surrogateescape", tarinfo=kind
         ) as archive:
             number = 0
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # they would all be kept otherwise
                 yield archive, number, member
                 number += 1
+            if cast("BinaryIO", archive.fileobj).read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise InvalidArchive(archive=name, why="only one block of zeros, and members behind it")
             left = _BEHIND_MAX
-            while data := stream.read(_READ_AHEAD):
+            while data := stream.read(READ_AHEAD):
                 left -= len(data)
                 if left < 0:
                     why = f"more than {_BEHIND_MAX} bytes behind its end mark"
@@ -113,11 +127,15 @@ def members_of(stream: IO[bytes], name: str) -> Iterator[tuple[tarfile.TarFile, 
 
 @dataclass(slots=True)
 class TarSource:
-    """An archive, and where to keep a copy of standard input when it has to be read more than once."""
+    """An archive, and where to keep a copy of standard input when it has to be read more than once.
+
+    With `digest` it is a layer, and what is read of its tar goes there.
+    """
 
     path: Path
     spool: Path
     label: str = ""
+    digest: ContentDigest | None = None
     _is_kept: bool = False
     _stamp: tuple[int, int] | None = None
 
@@ -170,20 +188,23 @@ class TarSource:
         if not self._is_standard_input and self.path.is_file():
             return
         with contextlib.ExitStack() as stack, self.spool.open("wb") as file:
-            shutil.copyfileobj(self._open_raw(stack), file, _READ_AHEAD)
+            shutil.copyfileobj(self._open_raw(stack), file, READ_AHEAD)
         self._is_kept = True
 
     def _members(self) -> Iterator[tuple[tarfile.TarFile, int, tarfile.TarInfo]]:
         """Every member with its number. Raises `InvalidArchive`."""
         with contextlib.ExitStack() as stack:
-            yield from members_of(self._open(stack), self.name)
+            stream = open_unpacked(self._open_raw(stack), stack)
+            if self.digest is not None:
+                stream = cast("IO[bytes]", DigestedStream(stream, self.digest))
+            yield from members_of(stream, self.name, is_layer=self.digest is not None)
 
     def _open_raw(self, stack: contextlib.ExitStack) -> BinaryIO:
         if self._is_standard_input and not self._is_kept:
             return sys.stdin.buffer
         path = self.spool if self._is_kept else self.path
         try:
-            raw = stack.enter_context(path.open("rb", buffering=_READ_AHEAD))
+            raw = stack.enter_context(path.open("rb", buffering=READ_AHEAD))
         except OSError as error:
             raise SourceUnreadable(path=path, why=error.strerror) from error
         self._expect_unchanged(os.fstat(raw.fileno()))
@@ -197,48 +218,6 @@ class TarSource:
             self._stamp = stamp
         if self._stamp not in (None, stamp):
             raise SourceChanged(path=self.path)
-
-    def _open(self, stack: contextlib.ExitStack) -> IO[bytes]:
-        raw = self._open_raw(stack)
-        magic = raw.read(4)
-        whole = stack.enter_context(io.BufferedReader(_Rejoined(magic, raw), _READ_AHEAD))
-        if magic.startswith(_GZIP_MAGIC):
-            inflating = igzip.IGzipFile(fileobj=whole, mode="rb")  # type: ignore[no-untyped-call]
-            stack.callback(inflating.close)
-            return cast("IO[bytes]", inflating)
-        if is_zstd(magic):
-            decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-            frames = cast("IO[bytes]", WholeFrames(whole))
-            return stack.enter_context(
-                decompressor.stream_reader(
-                    frames, read_size=_READ_AHEAD, read_across_frames=True, closefd=False
-                )
-            )
-        return whole
-
-
-class _Rejoined(io.RawIOBase):
-    """A stream with its first bytes, which were read to learn its kind, in front again.
-
-    `peek` would not do: a pipe may give fewer bytes than the kind takes.
-    """
-
-    def __init__(self, head: bytes, rest: BinaryIO) -> None:
-        self._head = head
-        self._rest = cast("io.BufferedReader", rest)
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def readinto(self, buffer: "WriteableBuffer") -> int:
-        """Fills a part of `buffer`, and returns its size in bytes; 0 at the end."""
-        if not self._head:
-            return self._rest.readinto1(buffer)  # a pipe's writer goes on meanwhile
-        view = memoryview(buffer)
-        size = min(len(view), len(self._head))
-        view[:size], self._head = self._head[:size], self._head[size:]
-        return size
 
 
 def _feed(pipeline: ChunkPipeline, archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> int:
@@ -267,7 +246,7 @@ def skip_content(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -
     stream = cast("BinaryIO", archive.fileobj)
     while (left := archive.offset - stream.tell()) > 0:
         try:
-            data = stream.read(min(left, _READ_AHEAD))
+            data = stream.read(min(left, READ_AHEAD))
         except _BROKEN as error:
             raise InvalidArchive(archive=name, why=f"{member.name!r} cannot be read ({error})") from error
         if not data:
@@ -277,7 +256,7 @@ def skip_content(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -
 def _read_into(content: IO[bytes], view: memoryview) -> int:
     filled = 0
     while filled < len(view):
-        data = content.read(min(len(view) - filled, _READ_AHEAD))
+        data = content.read(min(len(view) - filled, READ_AHEAD))
         if not data:
             break
         view[filled : filled + len(data)] = data

@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from backend.store import BlobFile, ImageFiles
 from builder.build import BuildStatistics, BuiltImage, reporting_full_disk
+from builder.content_digest import ContentDigest
 from builder.journal import WorkDirectory
 from builder.layer_tree import LayerTree
 from builder.options import BuildOptions
@@ -43,16 +44,22 @@ def index_stream(
 
     The bootstrap has the marks of `layer_marks`. Raises as `index_layer`, `BuildRunning`, `DiskFull`.
     """
-    with reporting_full_disk(work_dir), contextlib.closing(WorkDirectory(work_dir)):
-        layer = index_layer(stream, label, work_dir, options, on_progress, LayerTree)
-    return BuiltImage(_image_files(layer, None), _statistics(layer))
+    with (
+        reporting_full_disk(work_dir),
+        contextlib.closing(WorkDirectory(work_dir)),
+        ContentDigest() as digest,
+    ):
+        layer = index_layer(stream, label, work_dir, options, on_progress, LayerTree, digest.update)
+        return BuiltImage(_image_files(layer, None), _statistics(layer), digest.diff_id())
 
 
 def _image_files(layer: ZranLayer, source: Path | None) -> ImageFiles:
-    if layer.meta is None:
+    if layer.meta is None or layer.rafs_blob is None:
         return ImageFiles(layer.bootstrap, ())
-    blob = BlobFile(layer.digest, layer.size, source, layer.meta, rafs_blob=layer.rafs_blob)
-    return ImageFiles(layer.bootstrap, (blob,))
+    blob = BlobFile(layer.digest, layer.size, source, layer.meta)
+    size, path = layer.rafs_blob.stat().st_size, layer.rafs_blob
+    table = BlobFile(path.name, size, path, layer.meta, table_of=layer.digest)
+    return ImageFiles(layer.bootstrap, (blob, table))
 
 
 def _statistics(layer: ZranLayer) -> BuildStatistics:

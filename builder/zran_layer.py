@@ -54,10 +54,12 @@ def index_layer(
     options: BuildOptions,
     on_progress: Callable[[PipelineCounters], None] = lambda counters: None,
     tar_tree: type[TarTree] = TarTree,
+    on_content: Callable[[bytes], None] | None = None,
 ) -> ZranLayer:
     """Reads the gzip layer `stream` once, and writes an image of it into `work_dir`, which nobody else uses.
 
-    `name` is the layer's in messages. Of the options, chunk size, digester and prefetch patterns are used.
+    `name` is the layer's in messages. With `on_content`, which gets the tar inside piece by piece, it is one
+    of a container image. Of the options, chunk size, digester and prefetch patterns are used.
     Raises `BrokenGzip`, `InvalidArchive`, `CannotIndex`, `ImageTooLarge`, `NoZlib`, and what reading raises.
     """
     with ExitStack() as stack:
@@ -69,9 +71,10 @@ def index_layer(
         stack.callback(rows.close)
         windows = stack.enter_context(tempfile.TemporaryFile(dir=work_dir))
         writer = ZranWriter(indexer, rows, cast("BinaryIO", windows), options)
-        reader = _LayerReader(indexer, writer, dedup, options, on_progress)
+        tar = _Inflated(indexer, options.chunk_size + _BEHIND, on_content)
+        reader = _LayerReader(tar, writer, dedup, options, on_progress)
         tree = stack.enter_context(tar_tree(name, work_dir / "tree"))
-        table = reader.read(tree, name)
+        table = reader.read(tree, name, is_layer=on_content is not None)
         rafs_blob, meta = work_dir / "rafs.blob", work_dir / "blob.meta"
         entry = writer.finish(source.hexdigest(), source.size, rafs_blob, meta)
         bootstrap = work_dir / "image.boot"
@@ -125,9 +128,10 @@ class _HashedStream:
 class _Inflated(io.RawIOBase):
     """The tar stream inside, for `tarfile`: forward only."""
 
-    def __init__(self, indexer: GzipIndexer, behind: int) -> None:
+    def __init__(self, indexer: GzipIndexer, behind: int, on_content: Callable[[bytes], None] | None) -> None:
         self._indexer = indexer
         self._behind = behind
+        self._on_content = on_content
         self._piece = memoryview(b"")
         self._position = 0
 
@@ -140,6 +144,8 @@ class _Inflated(io.RawIOBase):
         if not self._piece:
             self._indexer.forget(self._position - self._behind)
             self._piece = self._indexer.inflate()
+            if self._on_content is not None:
+                self._on_content(bytes(self._piece))
         data, self._piece = bytes(self._piece[:size]), self._piece[size:]
         self._position += len(data)
         return data
@@ -150,23 +156,23 @@ class _LayerReader:
 
     def __init__(
         self,
-        indexer: GzipIndexer,
+        tar: _Inflated,
         writer: ZranWriter,
         dedup: DedupIndex,
         options: BuildOptions,
         on_progress: Callable[[PipelineCounters], None],
     ) -> None:
         self.counters = PipelineCounters()
-        self._stream = cast("IO[bytes]", _Inflated(indexer, options.chunk_size + _BEHIND))
+        self._stream = cast("IO[bytes]", tar)
         self._writer = writer
         self._dedup = dedup
         self._options = options
         self._on_progress = on_progress
         self._addresses = array("Q")
 
-    def read(self, tree: TarTree, name: str) -> InodeTable:
-        """The tree of the layer, with the address of each chunk."""
-        for archive, _, member in members_of(self._stream, name):
+    def read(self, tree: TarTree, name: str, *, is_layer: bool) -> InodeTable:
+        """The tree of the layer, with the address of each chunk; `is_layer` as in `members_of`."""
+        for archive, _, member in members_of(self._stream, name, is_layer=is_layer):
             if member.issparse():
                 why = f"{member.name!r} is a sparse entry: its holes are not in the layer, so that it has to"
                 raise InvalidArchive(archive=name, why=f"{why} be converted without --no-copy")

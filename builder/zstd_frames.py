@@ -1,20 +1,16 @@
-"""Where the frames of a zstd stream end: the decoder takes a stream that stops inside one for a whole one."""
+"""What a zstd stream is made of: the decoder takes a stream that stops inside a frame for a whole one."""
 
-from typing import Protocol
+from builder.content_digest import Readable
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = b"\x2a\x4d\x18"
 _DICTIONARY_ID_SIZES = (0, 1, 2, 4)
 _CONTENT_SIZES = (0, 2, 4, 8)
 _RLE_BLOCK = 1
-
-
-class Readable(Protocol):
-    """What bytes come from."""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """At most `size` bytes; b"" at the end."""
-        ...
+WINDOW_MAX = 128 << 20
+"""Bytes that a decoder has to keep: what the zstd command takes where nobody gives it more memory."""
+EMPTY_MAX = 4096
+"""Frames and blocks in a row that hold nothing. Honest streams have a skippable frame or two in a row."""
 
 
 def is_zstd(magic: bytes) -> bool:
@@ -23,7 +19,10 @@ def is_zstd(magic: bytes) -> bool:
 
 
 class WholeFrames:
-    """Hands on a zstd stream as it is, and raises `EOFError` when it ends inside a frame (RFC 8878, 3.1)."""
+    """Hands on a zstd stream as it is, and raises `EOFError` when it ends inside a frame (RFC 8878, 3.1).
+
+    Raises `ValueError` for one that takes more memory or more patience than any honest one.
+    """
 
     def __init__(self, raw: Readable) -> None:
         self._raw = raw
@@ -33,6 +32,8 @@ class WholeFrames:
         self._skip = 0
         self._has_checksum = False
         self._is_known = True
+        self._empty = 0
+        self._behind_window = 0
 
     def read(self, size: int = -1) -> bytes:
         """Bytes of the stream as they are."""
@@ -64,6 +65,7 @@ class WholeFrames:
             self._next = self._skippable_size
         else:  # the decoder says so
             self._is_known = False
+        self._expect_content(0)
 
     def _skippable_size(self, field: bytes) -> None:
         self._skip = int.from_bytes(field, "little")
@@ -74,7 +76,16 @@ class WholeFrames:
         is_single_segment = flags >> 5 & 1
         self._has_checksum = bool(flags & 4)
         self._skip = _DICTIONARY_ID_SIZES[flags & 3] + max(_CONTENT_SIZES[flags >> 6], is_single_segment)
-        self._skip += not is_single_segment  # the window descriptor
+        self._next, self._field_size = (self._block, 3) if is_single_segment else (self._window, 1)
+        if not is_single_segment:  # it comes first
+            self._behind_window, self._skip = self._skip, 0
+
+    def _window(self, field: bytes) -> None:
+        base = 1 << 10 + (field[0] >> 3)
+        size = base + base // 8 * (field[0] & 7)
+        if size > WINDOW_MAX:
+            raise ValueError(f"a zstd frame with a window of {size} bytes, more than {WINDOW_MAX}")
+        self._skip = self._behind_window
         self._next, self._field_size = self._block, 3
 
     def _block(self, field: bytes) -> None:
@@ -83,3 +94,9 @@ class WholeFrames:
         if header & 1:
             self._skip += 4 * self._has_checksum
             self._next, self._field_size = self._magic, 4
+        self._expect_content(header >> 3)
+
+    def _expect_content(self, size: int) -> None:
+        self._empty = 0 if size else self._empty + 1
+        if self._empty > EMPTY_MAX:
+            raise ValueError(f"more than {EMPTY_MAX} frames or blocks in a row that hold nothing")

@@ -294,6 +294,11 @@ class BlobMeta:
         """Sizes of batch `index`."""
         return BatchContext.unpack(self._context(index))
 
+    def contexts(self) -> Buffer:
+        """The bytes of all contexts, and of what belongs to them behind the last one."""
+        at = self.header.context_offset
+        return self._data[at : at + self.header.context_size]
+
     def zran_context(self, index: int) -> ZranContext:
         """Gzip restart point `index`."""
         return ZranContext.unpack(self._context(index))

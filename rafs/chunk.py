@@ -3,7 +3,7 @@
 import enum
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -50,7 +50,29 @@ class ChunkRef:
 
 def pack_address(blob_index: int, chunk_index: int, block: int) -> bytes:
     """The 8-byte address: the low 16 bits of the chunk number, blob + 1 and the high 8 bits, the block."""
-    return ADDRESS.pack(chunk_index & 0xFFFF, blob_index + 1 | chunk_index >> 16 << 8, block)
+    return address_word(blob_index, chunk_index, block).to_bytes(ADDRESS_SIZE, "little")
+
+
+def address_word(blob_index: int, chunk_index: int, block: int) -> int:
+    """The address as the number that its bytes are."""
+    return chunk_index & 0xFFFF | blob_index + 1 << 16 | chunk_index >> 16 << 24 | block << 32
+
+
+def address_parts(word: int) -> tuple[int, int]:
+    """Blob and chunk number of an address."""
+    return (word >> 16 & 0xFF) - 1, word & 0xFFFF | (word >> 24 & 0xFF) << 16
+
+
+class BlobRenumbering:
+    """What addresses become when their blobs get other indexes."""
+
+    def __init__(self, new_index: Mapping[int, int]) -> None:
+        """`new_index` by the old one."""
+        self._shifts = {old + 1: new - old << 16 for old, new in new_index.items()}
+
+    def apply(self, word: int) -> int:
+        """The address in the new numbering; raises `KeyError` for a blob that is not in it."""
+        return word + self._shifts[word >> 16 & 0xFF]
 
 
 def row_order(row: bytes) -> tuple[bytes, int]:

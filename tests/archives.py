@@ -56,6 +56,13 @@ def sha256(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
+def saved_layer_image(layer: bytes, config: bytes) -> Archive:
+    """An image of one layer, as it is, with that config."""
+    listed = {"Config": "config.json", "RepoTags": ["app:v1"], "Layers": ["layer.tar"]}
+    archive = Archive().file("layer.tar", layer).file("config.json", config)
+    return archive.document("manifest.json", [listed])
+
+
 def saved_config(layers: Sequence[bytes]) -> bytes:
     """The config of an image of these layers, which are plain tars."""
     diff_ids = [sha256(layer) for layer in layers]

@@ -120,6 +120,10 @@ class Layout:
         (self.path / "blobs" / "sha256" / blob.digest.removeprefix("sha256:")).write_bytes(blob.data)
         return blob
 
+    def read(self, digest: str) -> bytes:
+        """A blob that is in it."""
+        return (self.path / "blobs" / "sha256" / digest.removeprefix("sha256:")).read_bytes()
+
     def put_json(self, media_type: str, value: object) -> Blob:
         """Stores a document."""
         return self.put(Blob(media_type, json.dumps(value).encode()))

@@ -9,7 +9,6 @@ from typing import Annotated, ClassVar
 import trio
 import typer
 
-from backend.blobtail import has_blob_meta
 from backend.contract import BlobNotFound, ShortRead
 from backend.manifest import ImageManifest
 from backend.reference import absolute_reference
@@ -21,7 +20,7 @@ from rafs.check import Fault, check_blob_meta, check_bootstrap, check_extent, ex
 from rafs.chunk import ChunkRef
 from rafs.errors import NydusError
 from rafs.record import FormatError
-from tools.check_stored import config_faults, read_manifest, table_faults
+from tools.check_stored import config_faults, names_table, read_manifest, table_faults
 from tools.image import OpenImage
 from tools.output import JsonOption, emit
 from tools.progress import Bar, progress_bar
@@ -138,7 +137,9 @@ async def _check_opened(image: OpenImage, report: CheckReport) -> None:
         return
     broken = {fault.file for fault in report.faults}
     usable = [blob for blob in there if _meta_name(blob) not in broken]
-    for blob in filter(has_blob_meta, usable):
+    for blob in usable:
+        if not names_table(manifest, blob):
+            continue
         meta = BlobMeta.open(image.metadata.blob_meta_path(blob.blob_id))
         report.add(_meta_name(blob), iter(await table_faults(image.store, blob, meta)))
     if report.deep:

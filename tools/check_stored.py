@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import trio
 
-from backend.blobtail import BlobMetaBroken, read_blob_meta
+from backend.blobtail import BlobMetaBroken, has_blob_meta, read_blob_meta, table_blob_id
 from backend.contract import BlobNotFound, BlobReader, ShortRead
 from backend.manifest import (
     MANIFEST_SIZE_MAX_BYTES,
@@ -117,16 +117,24 @@ async def _plain_digest(store: ImageStore, layer: Descriptor) -> str:
     return f"sha256:{content.hexdigest()}"
 
 
-async def table_faults(store: ImageStore, blob: BlobEntry, meta: BlobMeta) -> list[Fault]:
-    """How the node-side chunk table differs from the one at the end of the blob, `has_blob_meta` given.
+def names_table(manifest: ImageManifest | None, blob: BlobEntry) -> bool:
+    """Whether the image has the chunk table of a blob in the registry: `--no-copy` once left it out."""
+    named = {layer.hex for layer in manifest.layers} if manifest is not None else {table_blob_id(blob)}
+    return has_blob_meta(blob) and table_blob_id(blob) in named | {blob.blob_id}
 
-    Offsets are into the node-side file. Raises what the store raises.
+
+async def table_faults(store: ImageStore, blob: BlobEntry, meta: BlobMeta) -> list[Fault]:
+    """How the node-side chunk table differs from the one at the end of a blob, `names_table` given.
+
+    That of a gzip layer is in a blob of its own. Offsets are into the node-side file. Raises what the store
+    raises.
     """
-    reader = store.open_blob(blob.blob_id, blob.compressed_size)
-    record = f"chunk table at the end of blob {blob.blob_id[:12]}"
+    table_id = table_blob_id(blob)
+    reader = store.open_blob(table_id, blob.meta_size or blob.compressed_size)
+    record = f"chunk table at the end of blob {table_id[:12]}"
     try:
         stored = BlobMeta(await read_blob_meta(reader, blob, "blob"), "blob")
-    except (BlobMetaBroken, ShortRead) as error:
+    except (BlobNotFound, BlobMetaBroken, ShortRead) as error:
         return [Fault(record, blob.ci_offset, f"as the blob table says: {error}")]
     finally:
         await _close(reader)
@@ -146,10 +154,10 @@ def _differences(stored: BlobMeta, meta: BlobMeta) -> Iterator[Fault]:
             where = index * meta.header.entry_size
             expectation = f"as at the end of the blob {stored.chunk(index)}, found {meta.chunk(index)}"
             yield Fault(f"chunk info {index}", where, expectation)
-    for index in range(meta.header.context_count):
-        if meta.batch_context(index) != stored.batch_context(index):
-            where = meta.header.context_offset + 16 * index
-            yield Fault(f"batch context {index}", where, "as at the end of the blob")
+    pairs = enumerate(zip(meta.contexts(), stored.contexts(), strict=True), meta.header.context_offset)
+    if meta.contexts() != stored.contexts():
+        where = next(offset for offset, (found, wanted) in pairs if found != wanted)
+        yield Fault("contexts", where, "as at the end of the blob")
 
 
 async def _close(reader: BlobReader) -> None:

@@ -7,9 +7,10 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Annotated, cast
 
+import trio
 import typer
 
-from backend.manifest import Platform, this_platform
+from backend.platforms import Platform, this_platform
 from backend.publish import Transfer
 from backend.reference import (
     DirReference,
@@ -23,8 +24,15 @@ from backend.source_image import find_source
 from backend.store import ImageStore, OciStore, PublishResult, open_store
 from builder.build_cache import BuildCache
 from builder.convert import ConvertOptions, ImageConverter
-from builder.convert_publish import Conversion, bring_originals, publish_index, publish_single
+from builder.convert_publish import (
+    Conversion,
+    bring_originals,
+    publish_index,
+    publish_single,
+    source_to_replace,
+)
 from builder.layer_cache import LayerCache
+from builder.layer_eviction import evict_layers
 from builder.oci_layer import LayerCompression
 from builder.options import CompressionPolicy, InvalidOption
 from builder.pipeline import PipelineCounters
@@ -180,12 +188,14 @@ async def _convert(
                 counted[layer] = counters.bytes_in
                 bar.note(f"{format_size(sum(counted.values()))} read")
 
+            layers = LayerCache(settings.cache_dir / "layers")
+            await trio.to_thread.run_sync(evict_layers, layers, time.time())
             converter = ImageConverter(
                 store,
                 target,
                 transfer,
                 open_origin,
-                LayerCache(settings.cache_dir / "layers"),
+                layers,
                 request.options,
                 build_cache,
                 show,
@@ -196,6 +206,8 @@ async def _convert(
             ]
             if build_cache is not None:  # before the tag: a command that fails leaves none
                 await build_cache.save(converter.provided, converter.sources)
+            if _is_same_image(request.origin, request.destination):
+                source = await source_to_replace(store, source, request.platform, keeps_others=request.both)
             if request.both:
                 is_same = _is_same_place(request.origin, request.destination)
                 originals = await bring_originals(store, target, transfer, source, is_same_place=is_same)
@@ -244,6 +256,15 @@ def _is_same_place(origin: Reference, destination: Reference) -> bool:
         return (origin.host, origin.repository) == (destination.host, destination.repository)
     if isinstance(origin, LayoutReference) and isinstance(destination, LayoutReference):
         return os.path.realpath(origin.directory) == os.path.realpath(destination.directory)
+    return False
+
+
+def _is_same_image(origin: Reference, destination: Reference) -> bool:
+    """Whether what is made takes the place of what it is made of."""
+    if isinstance(origin, RegistryReference) and isinstance(destination, RegistryReference):
+        return _is_same_place(origin, destination) and origin.manifest_key == destination.tag
+    if isinstance(origin, LayoutReference) and isinstance(destination, LayoutReference):
+        return _is_same_place(origin, destination) and origin.tag == destination.tag
     return False
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from backend.manifest import Platform
+from backend.platforms import Platform
 from builder.oci_layer import LayerCompression
 from builder.options import InvalidOption
 

@@ -24,7 +24,7 @@ class BlobReport:
     """One data blob. Sizes in bytes: as it lies in the registry, and decoded.
 
     `used_*` is what this image uses of it: chunks, decoded bytes, share of the decoded blob (0..1).
-    `is_reference` says that a chunk dictionary gave it, `source_layer` which ordinary layer it only indexes.
+    `is_reference` says that a chunk dictionary gave it, `source_layer` which ordinary layer it is.
     """
 
     id: str
@@ -80,14 +80,14 @@ def report_of(reference: str, image: OpenImage, companion: str | None) -> ImageR
     """Reads the report out of an image's metadata."""
     bootstrap = image.bootstrap
     layers = layers_of(image.metadata)
-    annotations = {layer.hex: layer.annotations for layer in layers.blobs} if layers else {}
+    indexed = {table.annotations[SOURCE_LAYER_ANNOTATION] for table in layers.tables} if layers else set()
     references = reference_blob_ids_of(layers.bootstrap, reference) if layers else ()
     blobs = tuple(
         _blob_report(
             blob,
             usage,
             is_reference=blob.blob_id in references,
-            source_layer=annotations.get(blob.blob_id, {}).get(SOURCE_LAYER_ANNOTATION),
+            source_layer=digest if (digest := f"sha256:{blob.blob_id}") in indexed else None,
         )
         for blob, usage in zip(bootstrap.blobs, chunk_usage(bootstrap), strict=True)
     )
@@ -154,4 +154,4 @@ def _lines(report: ImageReport) -> Iterator[str]:
         if blob.is_reference:
             yield "    from a chunk dictionary"
         if blob.source_layer:
-            yield f"    index into layer {blob.source_layer}"
+            yield f"    layer {blob.source_layer} as it is"

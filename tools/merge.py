@@ -8,7 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
-from backend.manifest import this_platform
+from backend.platforms import this_platform
 from backend.publish import Transfer
 from backend.reference import absolute_reference
 from backend.store import BlobTarget, ImageStore, PublishResult, open_store

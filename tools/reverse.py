@@ -13,9 +13,16 @@ import msgspec
 import trio
 
 from backend.image_config import reversed_config
-from backend.manifest import OCI_CONFIG, OCI_MANIFEST, Descriptor, ImageManifest, Platform, build_config
+from backend.manifest import (
+    OCI_CONFIG,
+    OCI_MANIFEST,
+    Descriptor,
+    ImageManifest,
+    build_config,
+)
 from backend.ocidigest import digest_of
 from backend.pieces import first_failure
+from backend.platforms import Platform
 from backend.publish import Transfer
 from backend.publishing import staging_directory
 from backend.reference import Reference, absolute_reference

@@ -82,6 +82,9 @@ class PeerClient:
         self._ssl = ssl_context
         self._complaints: dict[str, str] = {}
         self._heard_at: dict[str, float] = {}
+        self._probes: dict[str, trio.Event] = {}
+        self._unreachable: set[str] = set()
+        """Those whose last probe has failed."""
         self._idle: dict[tuple[str, FetchClass], list[PeerConnection]] = defaultdict(list)
 
     async def fetch(
@@ -115,7 +118,28 @@ class PeerClient:
 
     async def is_alive(self, url: str) -> bool:
         """Whether the host has sent something a moment ago, or can be connected to."""
-        return self.was_heard(url) or await is_reachable(*place_of(url))
+        while not self.was_heard(url):
+            asked = self._probes.get(url)
+            if asked is None:
+                return await self._probe(url)
+            await asked.wait()  # many requests to a host stall together: one of them looks
+            if url in self._unreachable:
+                return False
+        return True
+
+    async def _probe(self, url: str) -> bool:
+        ended = self._probes[url] = trio.Event()
+        try:
+            is_there = await is_reachable(*place_of(url))
+            self._unreachable.discard(url)
+            if is_there:
+                self.heard(url)
+            else:
+                self._unreachable.add(url)
+            return is_there
+        finally:
+            del self._probes[url]
+            ended.set()
 
     def close(self) -> None:
         """Closes idle connections."""

@@ -6,8 +6,8 @@ starts counting pieces, the last one ends it.
 
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +16,9 @@ import trio
 
 from backend.peers.client import PeerClient
 from backend.peers.piece import PieceGrid
+from backend.peers.piece_queue import PieceQueue
 from backend.peers.presence import PiecePresence
-from backend.peers.swarm import AskPeer, Swarm
+from backend.peers.swarm import Swarm
 from backend.peers.wire import BadPeer, HostInfo, Traffic
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class PeerHub:
         self.swarm = swarm or Swarm(own.id, own.zone)
         self.counters = PeerCounters()
         self.chance = random.Random()
-        self._freed = trio.Event()
+        self.queue = PieceQueue(self.swarm, self.chance, trio.current_time)
         self.blobs: dict[str, PeerBlob] = {}
         self.bad_peers: list[BadPeer] = []
         self.dropped: list[str] = []
@@ -120,6 +121,7 @@ class PeerHub:
             if blob is None or blob.presence.cached is not cached:
                 blob = self.blobs[blob_id] = PeerBlob(blob_id, image, meta_path, presence)
                 presence.watch()
+                self.swarm.note_blob(blob_id, grid.count)
         blob.fetchers.append(fetcher)
         if len(blob.fetchers) == 1:
             self.has_news.set()
@@ -147,29 +149,6 @@ class PeerHub:
         """Waits for a moment for the first answer of a scheduler, so that the others are known."""
         with trio.move_on_after(timeout_s):
             await self.known.wait()
-
-    @contextmanager
-    def asking(self, choice: AskPeer) -> Iterator[None]:
-        """Counts a request from the moment at which it is decided."""
-        health = self.swarm.health_of(choice.host.id)
-        health.requests += not choice.is_owner
-        health.errands += choice.is_owner
-        try:
-            yield
-        finally:
-            health.requests -= not choice.is_owner
-            health.errands -= choice.is_owner
-            self.note_news()
-
-    def note_news(self) -> None:
-        """A request has ended, or others have got something: those who pause may look again."""
-        self._freed.set()
-        self._freed = trio.Event()
-
-    async def pause(self, delay_s: float) -> None:
-        """Waits until some request of this host has ended, or for `delay_s`."""
-        with trio.move_on_after(delay_s):
-            await self._freed.wait()
 
     def note_wrong(self, host: HostInfo, blob_id: str) -> None:
         """A host has sent wrong bytes: it is left alone, and reported."""

@@ -16,7 +16,8 @@ from backend.fetch_pool import FetchPool
 from backend.peers.client import PeerFailed, PeerRequest, Verdict
 from backend.peers.hub import PeerBlob, PeerHub
 from backend.peers.intake import Intake
-from backend.peers.swarm import AskOrigin, AskPeer, Pause
+from backend.peers.piece_queue import Wanted
+from backend.peers.swarm import AskOrigin, AskPeer, Choice, Pause
 from backend.peers.wire import HostInfo
 from backend.priority import FetchClass, Ticket
 from backend.singleflight import Flight
@@ -91,32 +92,36 @@ class PeerStage:
         piece = self._blob.presence.piece_of(flights[0].extent.chunks.start)
         size_bytes = sum(flight.extent.decoded_size for flight in flights)
         tried: set[str] = set()
+        wanted = Wanted(self._blob.blob_id, piece, size_bytes, tried)
         busy_since = trio.current_time()
         while left:
-            now = trio.current_time()
-            choice = hub.swarm.choose(
-                self._blob.blob_id,
-                piece,
-                size_bytes,
-                now,
-                tried,
-                is_urgent=ticket.fetch_class is FetchClass.ON_DEMAND,
-            )
+            choice = await self._choose(wanted, ticket)
             if isinstance(choice, AskOrigin):
                 hub.counters.degraded += bool(tried) or not choice.is_owner
                 return left
             if isinstance(choice, Pause):
-                if now - busy_since > BUSY_MAX_S:
+                if trio.current_time() - busy_since > BUSY_MAX_S:
                     hub.counters.degraded += 1
                     return left
-                await hub.pause(min(max(choice.delay_s, PAUSE_MIN_S), PAUSE_MAX_S))
+                await trio.sleep(min(max(choice.delay_s, PAUSE_MIN_S), PAUSE_MAX_S))
                 continue
             before = len(left)
-            with hub.asking(choice):
+            try:
                 left = await self._ask(choice, left, ticket, piece, tried)
+            finally:
+                if ticket.fetch_class is not FetchClass.ON_DEMAND:
+                    hub.queue.release(choice)
             if len(left) < before:
                 busy_since = trio.current_time()
         return []
+
+    async def _choose(self, wanted: Wanted, ticket: Ticket) -> Choice:
+        """What somebody waits for is decided at once."""
+        if ticket.fetch_class is not FetchClass.ON_DEMAND:
+            return await self._hub.queue.choose(wanted)
+        await trio.lowlevel.checkpoint()
+        now = trio.current_time()
+        return self._hub.swarm.choose(wanted.blob_id, wanted.piece, wanted.size_bytes, now, wanted.tried)
 
     async def _ask(
         self, choice: AskPeer, flights: list[Flight], ticket: Ticket, piece: int, tried: set[str]

@@ -5,7 +5,7 @@ is alone and goes to the origin.
 """
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from backend.peers.health import HedgeTimer, PeerHealth
@@ -66,6 +66,7 @@ class Swarm:
         self._chance = chance or random.Random()
         self._ranking = OwnerRanking([own_id])
         self._holders: dict[str, dict[str, PieceSet]] = {}
+        self._pieces: dict[str, int] = {}
         self._banned: frozenset[str] = frozenset()
 
     # -- what is heard
@@ -90,9 +91,14 @@ class Swarm:
         """No scheduler knows this host any more: what others have is learnt anew."""
         self._holders.clear()
 
+    def note_blob(self, blob_id: str, pieces: int) -> None:
+        """The blob is of interest, and has so many pieces."""
+        self._pieces[blob_id] = pieces
+
     def forget_blob(self, blob_id: str) -> None:
         """The blob is of no interest any more."""
         self._holders.pop(blob_id, None)
+        self._pieces.pop(blob_id, None)
 
     def note_holder(self, blob_id: str, host_id: str, piece: int, count: int) -> None:
         """Another host was found to have a piece."""
@@ -122,12 +128,25 @@ class Swarm:
 
     def is_owner(self, blob_id: str, piece: int, now: float) -> bool:
         """Whether this host is to bring a piece from the origin: no usable host is before it."""
-        for name in self._ranking.ranked(blob_id, piece):
+        for name in self._ranked(blob_id, piece):
             if name == self.own_id:
                 return True
             if self._is_usable(name, now):
                 return False
         return True
+
+    def may_bring(self, blob_id: str, piece: int) -> bool:
+        """Whether this host may be asked to bring a piece: it is first, or not far behind it.
+
+        Who asks knows why it does not ask those before. This host looks for itself: it asks them, and goes to
+        the origin when they fail. As everybody asks only those before itself, nobody waits for itself.
+        """
+        return self.own_id in self._ranked(blob_id, piece)[:OWNER_TRIES]
+
+    def holder_count(self, blob_id: str, piece: int) -> int:
+        """How many of the known hosts have a piece."""
+        holders = self._holders.get(blob_id, {})
+        return sum(piece < pieces.count and piece in pieces for pieces in holders.values())
 
     def choose(
         self,
@@ -177,7 +196,7 @@ class Swarm:
 
     def _owner(self, blob_id: str, piece: int, now: float, tried: Collection[str]) -> Choice:
         failed = 0
-        for name in self._ranking.ranked(blob_id, piece):
+        for name in self._ranked(blob_id, piece):
             if name == self.own_id:
                 return AskOrigin(is_owner=True)
             if name in tried:
@@ -190,6 +209,10 @@ class Swarm:
                     return Pause(health.busy_until - now)
                 return AskPeer(self.members[name], is_owner=True)
         return AskOrigin(is_owner=False)
+
+    def _ranked(self, blob_id: str, piece: int) -> Sequence[str]:
+        pieces = self._pieces.get(blob_id)
+        return self._ranking.ranked(blob_id, piece, max(pieces, piece + 1) if pieces else piece + 1)
 
     def _requests_max(self) -> int:
         wanted = REQUESTS_MAX // max(1, len(self.members) - 1)

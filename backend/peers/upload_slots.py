@@ -40,6 +40,12 @@ class UploadSlots:
         self._chance = chance or random.Random()
         self._given: OrderedDict[tuple[str, int], deque[tuple[float, str]]] = OrderedDict()
 
+    def given(self, request: BlobRequest, offset: int) -> int:
+        """To how many hosts the part of a blob that begins at `offset` was given."""
+        if request.kind != "decoded":
+            return 0
+        return len(self._given.get(self._keys(request.blob_id, offset, offset + 1)[0], ()))
+
     def admit(self, request: BlobRequest, offset: int, end: int) -> Admit | Redirect | Busy:
         """See `Admission`."""
         is_full = self.active >= self.slots

@@ -124,7 +124,10 @@ class UploadProcess:
 
     def admit(self, request: BlobRequest, offset: int, end: int) -> Admit | Redirect | Busy:
         """See `Admission`."""
-        return self._slots.admit(request, offset, end)
+        answer = self._slots.admit(request, offset, end)
+        if isinstance(answer, Admit):
+            self._turns.expect(request, self._slots.given(request, offset))
+        return answer
 
     def done(self, request: BlobRequest, offset: int, end: int, sent_bytes: int) -> None:
         """See `Admission`."""

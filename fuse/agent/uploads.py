@@ -206,7 +206,7 @@ class Uploads:
         # Not as if it was read here: nothing around it is wanted.
         fetch_class = max(FetchClass(wanted.fetch_class), FetchClass.READAHEAD)
         piece = blob.presence.piece_of(missing[0])
-        if wanted.may_fetch and self._hub.swarm.is_owner(wanted.blob_id, piece, trio.current_time()):
+        if wanted.may_fetch and self._hub.swarm.may_bring(wanted.blob_id, piece):
             fetcher.begin(missing, fetch_class)
         elif not fetcher.is_arriving(missing[0]):
             raise NotServed(blob_id=wanted.blob_id[:12], why="it is not here, and another host its owner")

@@ -7,7 +7,6 @@ from backend.manifest import (
     OCI_INDEX,
     Descriptor,
     ImageManifest,
-    Platform,
     blob_descriptor,
     bootstrap_descriptor,
     build_manifest,
@@ -15,6 +14,7 @@ from backend.manifest import (
     nydus_layers,
     parse_document,
 )
+from backend.platforms import Platform
 from tests.hostile import value_or_error
 
 _HEX = "0123456789abcdef" * 4

@@ -1,6 +1,5 @@
 """A cluster on loopback: a registry, a scheduler and hosts, each with an agent and an upload server."""
 
-import json
 import subprocess
 import sys
 import time
@@ -8,14 +7,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import msgspec
+
+from backend.peers.identity import CertificateRefused
+from backend.peers.scheduler import SchedulerStatus
+from backend.peers.tls import PeerTls, TlsFiles
+from backend.peers.wire import STATUS_TARGET
 from fuse.supervisor.main import SOCKET_NAME
 from tests.integration.cli_machine import Machine, kill_all, unmount_anyway
 from tests.integration.registry_server import RegistryServer, free_port, registry_server
 from tests.tls_hosts import LOOPBACK
 from tests.tls_hosts import Cluster as Authority
-from tools.agent_client import wait_for
+from tools.agent_client import ask_agent, wait_for
+from tools.scheduler_client import SchedulerSilent, ask_scheduler
 
 PATIENCE_S = 20.0
 PROGRAM = (sys.executable, "-m", "tools.main")
@@ -39,9 +45,16 @@ class PeerHost:
         self.mount_dir.mkdir(exist_ok=True)
         self.machine.nydus("mount", reference, self.mount_dir, *options)
 
+    def unmount(self) -> None:
+        """Unmounts what it has mounted."""
+        self.machine.nydus("umount", self.mount_dir)
+
     def peers(self) -> dict[str, Any]:
-        """What it says of its part."""
-        return self.machine.json("status", "--peers")
+        """What it says of its part, as `status --peers --json` shows it."""
+        agent = ask_agent(self.machine.directory / "run" / SOCKET_NAME)
+        assert agent is not None
+        assert agent.peers is not None
+        return cast("dict[str, Any]", msgspec.to_builtins(agent.peers))
 
     def kill(self) -> None:
         """Everything of this host dies at once; the upload server follows its agent."""
@@ -104,15 +117,14 @@ class Cluster:
             self.scheduler.wait()
             self.scheduler = None
 
-    def scheduler_status(self) -> dict[str, Any] | None:
-        """What it says; None when it does not answer."""
-        done = subprocess.run(
-            [*PROGRAM, "scheduler", "status", "--json", *self.as_admin],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return json.loads(done.stdout) if done.returncode == 0 else None
+    def scheduler_status(self) -> Any:
+        """What it says, as `scheduler status --json` shows it; None when it does not answer."""
+        context = PeerTls(TlsFiles.in_directory(Path(self.as_admin[-1]))).client if self.pki else None
+        try:
+            status = ask_scheduler(self.scheduler_url, "GET", STATUS_TARGET, SchedulerStatus, context=context)
+        except (SchedulerSilent, CertificateRefused):
+            return None
+        return msgspec.to_builtins(status)
 
     def add_host(self, *options: str, url: str = "", pki: tuple[str, ...] = ()) -> PeerHost:
         """Starts another host and waits until it answers; `pki`: see `pki_options`."""

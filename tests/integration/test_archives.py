@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.archives import saved_config, saved_layer_image, sha256
 from tests.integration.cli_machine import Machine, unmount_anyway
 from tests.integration.registry_server import RegistryServer
 from tests.integration.test_layers_against_umoci import busy_layers
 from tests.integration.test_mount_pyfuse3 import noise
-from tests.oci_images import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Layer, Layout
+from tests.oci_images import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Layer, Layout, gzipped
 from tests.tree_compare import describe_tree
 
 MIB = 1 << 20
@@ -143,6 +144,17 @@ def test_archives_are_converted(tmp_path: Path, machine: Machine, layout: Layout
         assert original["platform"] == {"architecture": "amd64", "os": "linux"}
 
 
+def test_the_content_of_packed_layers_is_what_the_config_says(tmp_path: Path, machine: Machine) -> None:
+    """Of a plain layer, its digest says so already."""
+    tar, other = Layer().add("f", b"f").tar(), Layer().add("g", b"g").tar()
+    packed = gzipped(tar).data
+    saved_layer_image(packed, saved_config([tar])).write(tmp_path / "sound.tar")
+    machine.nydus("convert", f"docker-archive:{tmp_path}/sound.tar", f"oci:{tmp_path}/out:v1")
+    saved_layer_image(packed, saved_config([other])).write(tmp_path / "lying.tar")
+    code, line = machine.failure("convert", f"docker-archive:{tmp_path}/lying.tar", f"oci:{tmp_path}/lie:v1")
+    assert (code, f"unpacks to {sha256(tar)}" in line, sha256(other) in line) == (62, True, True)
+
+
 def test_a_conversion_that_failed_before_the_archive_was_there_goes_on(
     tmp_path: Path, machine: Machine
 ) -> None:
@@ -150,7 +162,7 @@ def test_a_conversion_that_failed_before_the_archive_was_there_goes_on(
     layout = Layout(tmp_path / "source")
     sound = layout.image([Layer().add("f", noise(MIB))], tag="sound")
     manifest = json.loads(sound.data)
-    config = {"architecture": "amd64", "os": "linux", "rootfs": "none"}
+    config = json.loads(layout.read(manifest["config"]["digest"])) | {"history": ["none"]}
     manifest["config"] = layout.put_json(OCI_CONFIG, config).descriptor()
     layout.tag(layout.put_json(OCI_MANIFEST, manifest), "broken")
     target = f"oci-archive:{tmp_path / 'a.tar'}"

@@ -8,8 +8,13 @@ import trio
 
 from backend.contract import BackendError, BlobNotFound
 from backend.credentials import FixedCredential, NoCredentials
-from backend.manifest import OCI_INDEX, NoSuchPlatform, NotNydusImage, this_platform
+from backend.manifest import (
+    OCI_INDEX,
+    NoSuchPlatform,
+    NotNydusImage,
+)
 from backend.ocidigest import DigestMismatch, digest_of
+from backend.platforms import this_platform
 from backend.reference import LayoutReference, RegistryReference
 from backend.registry import RegistryClient, RegistryOptions
 from backend.status import Unauthorized

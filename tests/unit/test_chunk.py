@@ -5,7 +5,17 @@ from array import array
 
 import pytest
 
-from rafs.chunk import ChunkDigests, ChunkFlags, ChunkRef, ChunkRow
+from rafs.chunk import (
+    ADDRESS,
+    BlobRenumbering,
+    ChunkDigests,
+    ChunkFlags,
+    ChunkRef,
+    ChunkRow,
+    address_parts,
+    address_word,
+    pack_address,
+)
 from rafs.record import FormatError
 from tests.golden import golden
 
@@ -51,3 +61,18 @@ def test_digests_by_chunk_number(offsets: "array[int] | dict[int, int]") -> None
             digests[absent]
         with pytest.raises(FormatError, match="a row for chunk"):
             digests.row(absent)
+
+
+@pytest.mark.parametrize("chunk", [0, 0xFFFF, 0x1_0000, 0x12_3456, 0xFF_FFFF])
+@pytest.mark.parametrize("blob", [0, 1, 253])
+@pytest.mark.parametrize("block", [0, 7, 0xFFFF_FFFF])
+def test_an_address_is_a_number_too(blob: int, chunk: int, block: int) -> None:
+    word = address_word(blob, chunk, block)
+    assert word.to_bytes(8, "little") == pack_address(blob, chunk, block)
+    fields = chunk & 0xFFFF, blob + 1 | chunk >> 16 << 8, block
+    assert ADDRESS.unpack(pack_address(blob, chunk, block)) == fields
+    assert (address_parts(word), word >> 32) == ((blob, chunk), block)
+    for new in (0, blob, 100):
+        assert BlobRenumbering({blob: new}).apply(word) == address_word(new, chunk, block)
+    with pytest.raises(KeyError):
+        BlobRenumbering({blob + 1: 0}).apply(word)

@@ -19,7 +19,6 @@ from backend.manifest import (
     ManifestBroken,
     NoSuchPlatform,
     NotNydusImage,
-    Platform,
     UnsupportedImage,
     blob_descriptor,
     bootstrap_descriptor,
@@ -29,6 +28,7 @@ from backend.manifest import (
     nydus_layers,
     parse_document,
 )
+from backend.platforms import Platform
 
 WHERE = "registry.example.com/a/b:v1"
 A, B, C = "a" * 64, "b" * 64, "c" * 64
@@ -215,6 +215,18 @@ def test_index_gives_the_labelled_image_of_the_platform() -> None:
     assert [entry.hex for entry in choose_manifests(index, AMD64, WHERE)] == [B]
     assert [entry.hex for entry in choose_manifests(index, ARM64, WHERE)] == [C]
     assert [entry.hex for entry in choose_manifests(index_of(plain), AMD64, WHERE)] == [A]
+
+
+def test_index_gives_the_best_variant_first_and_those_that_only_mount_last() -> None:
+    arm = [
+        {
+            "digest": f"sha256:{digest}",
+            "platform": {"os": "linux", "architecture": "arm", "variant": variant},
+        }
+        for digest, variant in ((A, "v8"), (B, "v6"), (C, "v7"))
+    ]
+    wanted = Platform("arm", "linux", "v7")
+    assert [entry.hex for entry in choose_manifests(index_of(*arm), wanted, WHERE)] == [C, B, A]
 
 
 def test_index_without_the_platform_says_what_it_has() -> None:

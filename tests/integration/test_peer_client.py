@@ -1,0 +1,210 @@
+"""The client of the peer cache against the real upload server, and against hosts that do it wrong."""
+
+import random
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from backend.peers.client import PeerClient, PeerFailed, PeerRequest, Verdict
+from backend.peers.reach import PATIENCE_S, reach
+from backend.peers.served import Busy, Redirect
+from backend.peers.server_options import ServerOptions
+from backend.priority import FetchClass
+from tests.peer_host import BLOB_ID, FillingFile, TestAdmission, serving
+
+CONTENT = random.Random(1).randbytes(3 << 20)
+
+
+def wants(offset: int, *, may_fetch: bool = False) -> PeerRequest:
+    return PeerRequest(BLOB_ID, offset, "host/image@sha256:0", FetchClass.ON_DEMAND, may_fetch)
+
+
+async def fetched(client: PeerClient, url: str, offset: int, size: int, *, may_fetch: bool = False) -> bytes:
+    buffer = bytearray(size)
+    await client.fetch(url, wants(offset, may_fetch=may_fetch), memoryview(buffer))
+    return bytes(buffer)
+
+
+async def verdict(client: PeerClient, url: str, *, may_fetch: bool = False) -> PeerFailed:
+    with pytest.raises(PeerFailed) as caught:
+        await fetched(client, url, 0, 1000, may_fetch=may_fetch)
+    return caught.value
+
+
+async def test_ranges_arrive_on_one_kept_connection(tmp_path: Path) -> None:
+    client = PeerClient("http://127.0.0.1:9")
+    async with serving(FillingFile(tmp_path / "file", CONTENT)) as server:
+        for offset, size in ((0, 1), (5, 4096), (1 << 20, 2 << 20), (len(CONTENT) - 10, 10)):
+            assert await fetched(client, server.url(""), offset, size) == CONTENT[offset : offset + size]
+        assert server.counters.connections_made == 1
+        (asked,) = {request.peer_url for request in server.shelf.asked}
+        assert asked == "http://127.0.0.1:9"
+        client.close()
+
+
+async def test_a_connection_that_was_closed_meanwhile_is_made_again(tmp_path: Path) -> None:
+    client = PeerClient()
+    options = ServerOptions(idle_timeout_s=0.05)
+    async with serving(FillingFile(tmp_path / "file", CONTENT), options=options) as server:
+        for _ in range(2):
+            assert await fetched(client, server.url(""), 0, 100) == CONTENT[:100]
+            await trio.sleep(0.2)  # four times what the server waits for
+        assert server.counters.connections_made == 2
+        client.close()
+
+
+async def test_what_a_host_says_instead(tmp_path: Path) -> None:
+    client, admission = PeerClient(), TestAdmission()
+    file = FillingFile(tmp_path / "file", CONTENT, whole=False)
+    async with serving(file, admission=admission) as server:
+        url = server.url("")
+        assert (await verdict(client, url)).verdict is Verdict.ABSENT
+        file.land(0, len(CONTENT))
+        admission.answer = Busy(0.25)
+        busy = await verdict(client, url)
+        assert (busy.verdict, busy.retry_after_s) == (Verdict.BUSY, 0.25)
+        admission.answer = Redirect("http://10.0.0.9:1")
+        moved = await verdict(client, url)
+        assert (moved.verdict, moved.location) == (Verdict.MOVED, "http://10.0.0.9:1")
+        client.close()
+
+
+async def test_an_owner_passes_on_what_arrives(tmp_path: Path) -> None:
+    client = PeerClient()
+    file = FillingFile(tmp_path / "file", CONTENT, whole=False)
+    got: list[bytes] = []
+
+    async def ask() -> None:
+        got.append(await fetched(client, server.url(""), 0, 2 << 20, may_fetch=True))
+
+    async with serving(file) as server:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            for part in range(4):
+                await trio.sleep(0.05)
+                assert not got
+                file.land(part << 19, (part + 1) << 19)
+        assert got == [CONTENT[: 2 << 20]]
+        client.close()
+
+
+async def test_a_body_that_ends_early_is_no_answer(tmp_path: Path) -> None:
+    client = PeerClient()
+    file = FillingFile(tmp_path / "file", CONTENT, whole=False)
+    file.land(0, 500)
+    async with serving(file) as server:
+
+        async def die_soon() -> None:
+            await trio.sleep(0.05)
+            file.die()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(die_soon)
+            assert (await verdict(client, server.url(""), may_fetch=True)).verdict is Verdict.DEAD
+    client.close()
+
+
+Behaviour = Callable[[trio.SocketStream], Awaitable[None]]
+
+
+async def hangs_up(stream: trio.SocketStream) -> None:
+    await stream.receive_some()
+
+
+async def talks_nonsense(stream: trio.SocketStream) -> None:
+    await stream.receive_some()
+    await stream.send_all(b"\x00\x01\x02 hello\r\n\r\n")
+
+
+async def sends_another_range(stream: trio.SocketStream) -> None:
+    await stream.receive_some()
+    head = b"HTTP/1.1 206 P\r\nContent-Range: bytes 1-1000/2000\r\nContent-Length: 1000\r\n\r\n"
+    await stream.send_all(head + bytes(1000))
+
+
+async def sends_everything(stream: trio.SocketStream) -> None:
+    await stream.receive_some()
+    await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n" + bytes(2000))
+
+
+async def has_an_endless_head(stream: trio.SocketStream) -> None:
+    await stream.receive_some()
+    await stream.send_all(b"HTTP/1.1 206 P\r\n" + b"X: " + b"y" * 40_000)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "expected"),
+    [
+        (hangs_up, Verdict.DEAD),
+        (talks_nonsense, Verdict.DEAD),
+        (has_an_endless_head, Verdict.DEAD),
+        (sends_another_range, Verdict.FAULTY),
+        (sends_everything, Verdict.FAULTY),
+    ],
+)
+async def test_hosts_that_do_it_wrong(behaviour: Behaviour, expected: Verdict) -> None:
+    async def handle(stream: trio.SocketStream) -> None:
+        async with stream:
+            await behaviour(stream)
+
+    client = PeerClient()
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, handle, [listener])
+        url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+        with trio.fail_after(5):
+            assert (await verdict(client, url)).verdict is expected
+        nursery.cancel_scope.cancel()
+    client.close()
+
+
+async def test_nobody_there_is_known_within_a_second() -> None:
+    with socket.socket() as bound:  # bound, not listening: refused
+        bound.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        with trio.fail_after(0.5):
+            assert (await verdict(PeerClient(), url)).verdict is Verdict.DEAD
+
+
+async def test_a_full_backlog_is_like_a_dead_host() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        port = listener.getsockname()[1]
+        kept = [await reach("127.0.0.1", port)]
+
+        async def fill() -> None:
+            for _ in range(4):
+                kept.append(await reach("127.0.0.1", port))
+
+        since = trio.current_time()
+        with pytest.raises(TimeoutError):
+            await fill()
+        assert trio.current_time() - since < 2 * PATIENCE_S
+        for each in kept:
+            each.close()
+
+
+async def test_one_of_many_stalled_requests_looks_whether_the_host_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[int] = []
+
+    async def look(host: str, port: int) -> bool:
+        looks.append(port)
+        await trio.sleep(0.05)
+        return port == 1
+
+    monkeypatch.setattr("backend.peers.client.is_reachable", look)
+    client, found = PeerClient(), dict[str, list[bool]]()
+
+    async def ask(url: str) -> None:
+        found.setdefault(url, []).append(await client.is_alive(url))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(ask, "http://10.0.0.1:1")
+            nursery.start_soon(ask, "http://10.0.0.1:2")
+    assert sorted(looks) == [1, 2]
+    assert found == {"http://10.0.0.1:1": [True] * 8, "http://10.0.0.1:2": [False] * 8}

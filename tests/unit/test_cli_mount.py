@@ -50,7 +50,7 @@ def mounted() -> MountAnswer:
 def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     made = Calls([])
     monkeypatch.setenv("NYDUS_PY_RUN_DIR", str(tmp_path / "run"))
-    monkeypatch.setattr("tools.mount.ensure_agent", lambda run_dir, log_level: run_dir / "agent.sock")
+    monkeypatch.setattr("tools.mount.ensure_agent", lambda settings: settings.run_dir / "agent.sock")
     monkeypatch.setattr("tools.mount.call", made.call)
     monkeypatch.setattr("tools.mount_process.mount_in_own_process", made.mount_alone)
     return made

@@ -83,7 +83,8 @@ class Machine:
     def failure(self, *arguments: str | Path) -> tuple[int, str]:
         """Exit code and the one line of a command line that fails."""
         done = self.run(*arguments)
-        (line,) = done.stderr.splitlines()
+        assert done.stderr.count("\n") == 1, done.stderr
+        line = done.stderr.rstrip("\n")
         assert done.stdout == ""
         return done.returncode, line
 

@@ -15,6 +15,7 @@ from backend.peers.wire import ANNOUNCE_TARGET
 from tests.integration.peer_cluster import PATIENCE_S, Cluster, PeerHost, peer_cluster, until
 from tests.integration.test_peers import make_model, same
 from tests.tls_hosts import Cluster as Authority
+from tools.scheduler_client import SchedulerSilent
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
@@ -125,6 +126,6 @@ def test_a_certificate_says_where_a_host_is_and_in_which_scope(tmp_path: Path) -
         code, line = giver.machine.failure(
             "scheduler", "disable", "--scheduler", cluster.scheduler_url, *cluster.pki_options("a")
         )
-        assert (code, "not for scope admin" in line) == (153, True)
+        assert (code, "not for scope admin" in line) == (SchedulerSilent.exit_code, True)
         giver.machine.nydus("scheduler", "limits", "--limit-up", "9MiB/s", *cluster.as_admin)
         until(lambda: giver.peers()["limits"]["effective"]["host_up_bps"] == 9 * MIB)

@@ -54,9 +54,8 @@ class PeerHost:
 
     def kill(self) -> None:
         """Everything of this host dies at once; the upload server follows its agent."""
-        self.process.kill()
+        kill_all(self.machine.directory / "run")  # the supervisor among them: alone, its agent starts another
         self.process.wait()
-        kill_all(self.machine.directory / "run")
 
 
 @dataclass(slots=True)

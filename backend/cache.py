@@ -32,6 +32,7 @@ from typing import ClassVar, Protocol, Self
 import trio
 
 from backend.chunkmap import ChunkMap
+from backend.singleflight import Arrival
 from rafs.errors import NydusError
 from rafs.record import FormatError
 
@@ -83,8 +84,8 @@ class CachedBlob:
         """Called in the trio thread when the last chunk has become ready."""
         self.on_presence: list[PresenceHook] = []
         """Called in the trio thread when a chunk becomes ready here, or is forgotten."""
-        self.arriving: dict[int, trio.Event] = {}
-        """Extents that some image's fetcher is bringing, by their first chunk; set when it has ended."""
+        self.arriving: dict[int, Arrival] = {}
+        """Extents that some image's fetcher is bringing, by their first chunk."""
         self._fd = file_descriptor
         self._map = chunk_map
         self._fresh_fd = os.memfd_create("nydus-py-fresh", os.MFD_CLOEXEC) if fresh_fd is None else fresh_fd

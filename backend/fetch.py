@@ -29,7 +29,7 @@ from backend.peers.hub import PeerAccess
 from backend.peers.stage import PeerStage
 from backend.priority import FetchClass, Ticket
 from backend.readahead import LOCAL_WINDOW_MAX_BYTES, WINDOW_MAX_BYTES, Readahead, Stream
-from backend.singleflight import Flight, FlightTable
+from backend.singleflight import Arrival, Flight, FlightTable
 from rafs.blob_table import BlobEntry
 from rafs.blobmeta import BlobMeta
 from rafs.decoded_map import DecodedMap
@@ -222,8 +222,7 @@ class ChunkFetcher:
             if flight is None:
                 fresh.append(extent)
             else:
-                self._pool.gate.raise_to(flight.ticket, fetch_class)
-                self._pool.limits.raise_to(flight.ticket, fetch_class)
+                self._hurry(flight, fetch_class)
                 flights[extent.chunks.start] = flight
         if fetch_class is FetchClass.ON_DEMAND:
             self._misses += bool(fresh)
@@ -297,6 +296,13 @@ class ChunkFetcher:
     def _asked_peers(self) -> PeerStage | None:
         return self._peers if self._peers is not None and not self._peers.is_alone else None
 
+    def _hurry(self, flight: Flight, fetch_class: FetchClass) -> None:
+        """Makes a flight more urgent, whoever it waits for."""
+        self._pool.raise_to(flight.ticket, fetch_class)
+        arrival = self.cached.arriving.get(flight.extent.chunks.start)
+        if arrival is not None:
+            arrival.raise_to(fetch_class)
+
     async def _bring(self, flights: list[Flight], ticket: Ticket) -> None:
         """Has flights landed: what another image's fetcher is bringing into the same file is waited for."""
         arriving = self.cached.arriving
@@ -307,7 +313,8 @@ class ChunkFetcher:
         if not own:
             return
         ended = trio.Event()
-        arriving.update((flight.extent.chunks.start, ended) for flight in own)
+        arrival = Arrival(ended, functools.partial(self._pool.raise_to, ticket))
+        arriving.update((flight.extent.chunks.start, arrival) for flight in own)
         demanded = ticket.fetch_class is FetchClass.ON_DEMAND
         try:
             with self._pool.limits.foreground() if demanded else contextlib.nullcontext():
@@ -321,8 +328,9 @@ class ChunkFetcher:
 
     async def _await_other(self, flight: Flight, ticket: Ticket) -> None:
         try:
-            while (ended := self.cached.arriving.get(flight.extent.chunks.start)) is not None:
-                await ended.wait()
+            while (arrival := self.cached.arriving.get(flight.extent.chunks.start)) is not None:
+                arrival.raise_to(flight.ticket.fetch_class)
+                await arrival.ended.wait()
             if self._missing(flight.extent):
                 self._pool.nursery.start_soon(self._bring, [flight], ticket)
             else:

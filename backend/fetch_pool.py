@@ -16,7 +16,7 @@ from backend.cache import CachedBlob
 from backend.peers.limit_settings import LimitSettings
 from backend.peers.limits import HostLimits
 from backend.peers.origin_window import OriginWindow
-from backend.priority import PriorityGate
+from backend.priority import FetchClass, PriorityGate, Ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,12 @@ class FetchPool:
     def register(self, blob: CachedBlob, on_marked: Callable[[Collection[int]], None] | None = None) -> None:
         """Has `blob` flushed from now on; `on_marked` is called in a thread with the chunks of each flush."""
         self._blobs.append((blob, on_marked))
+
+    def raise_to(self, ticket: Ticket, fetch_class: FetchClass) -> None:
+        """Makes a ticket more urgent, wherever it waits."""
+        for gate in (self.gate, self.peer_gate, self.owned_gate):
+            gate.raise_to(ticket, fetch_class)
+        self.limits.raise_to(ticket, fetch_class)
 
     def note_owned(self, size_bytes: int, duration_s: float) -> None:
         """The origin has sent, for others too, `size_bytes` in that time."""

@@ -6,12 +6,13 @@ the same step in which its waiters are woken; so at any checkpoint an extent is 
 flight, in exactly one flight, or has landed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import trio
 
 from backend.extents import BlobExtent
-from backend.priority import Ticket
+from backend.priority import FetchClass, Ticket
 from rafs.errors import NydusError
 
 
@@ -29,6 +30,17 @@ class Flight:
         self.done = trio.Event()
         self.failures: dict[int, NydusError] = {}
         self.unstored: dict[int, bytes] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An extent that some image's fetcher is bringing into a cache file, as others see it.
+
+    `ended` is set when that is over, `raise_to` makes it more urgent.
+    """
+
+    ended: trio.Event
+    raise_to: Callable[[FetchClass], None]
 
 
 class FlightTable:

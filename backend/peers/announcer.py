@@ -78,6 +78,7 @@ class Announcer:
             self._complain(error, url)
             self.scheduler = ""
             self._must_tell_everything = True
+            self._hub.bad_peers += announce.bad_peers
             self._control.limits.lease_origin(self._lease.share(trio.current_time()))
             self._at = (self._at + 1) % len(self._urls)
             return RETRY_PAUSE_S

@@ -135,7 +135,7 @@ class SchedulerState:
             return Answer(self.epoch, 0, self.interval_s, MemberChange(0))
         knows_each_other = announce.epoch == self.epoch and announce.sequence == host.sequence
         if not knows_each_other:
-            host.told.clear()
+            self._forget_told(host)
         host.sequence += 1
         host.uploads, host.traffic = announce.uploads, announce.traffic
         understood = knows_each_other or announce.is_everything
@@ -263,14 +263,24 @@ class SchedulerState:
     def _drop(self, host: _Host, blob_id: str) -> None:
         if host.holdings.pop(blob_id, None) is None:
             return
-        host.told.pop(blob_id, None)
+        self._forget_told(host, blob_id)
         key = (host.group, blob_id)
         swarm = self._swarms[key]
         del swarm.hosts[host.info.id]
+        swarm.known_by.pop(host.info.id, None)
         if not swarm.hosts:
             del self._swarms[key]
 
+    def _forget_told(self, host: _Host, *blobs: str) -> None:
+        """A host no longer follows its neighbours for these blobs, or any."""
+        for blob_id in blobs or list(host.told):
+            swarm = self._swarms.get((host.group, blob_id))
+            for neighbour in host.told.pop(blob_id, ()):
+                if swarm is not None and neighbour in swarm.known_by:
+                    swarm.known_by[neighbour] -= 1
+
     def _remove(self, host: _Host) -> None:
+        self._forget_told(host)
         for blob_id in list(host.holdings):
             self._drop(host, blob_id)
         self._members[host.group].remove(host.info.id)
@@ -284,7 +294,7 @@ class SchedulerState:
     def _holders_for(self, host: _Host, wanted: list[str]) -> list[HolderChange]:
         changes: list[HolderChange] = []
         for blob_id in [blob_id for blob_id in host.told if blob_id not in wanted]:
-            del host.told[blob_id]
+            self._forget_told(host, blob_id)
         for blob_id in wanted:
             swarm = self._swarms.get((host.group, blob_id))
             if swarm is None:
@@ -301,7 +311,6 @@ class SchedulerState:
     ) -> list[str]:
         for gone in [name for name in told if name not in swarm.hosts]:
             del told[gone]
-            swarm.known_by.pop(gone, None)
         room = NEIGHBOURS_MAX - len(told)
         others = len(swarm.hosts) - 1 - len(told)
         if room > 0 and others > 0:

@@ -95,7 +95,8 @@ class PeerStage:
         wanted = Wanted(self._blob.blob_id, piece, size_bytes, tried)
         busy_since = trio.current_time()
         while left:
-            choice = await self._choose(wanted, ticket)
+            is_queued = ticket.fetch_class is not FetchClass.ON_DEMAND
+            choice = await self._choose(wanted, is_queued=is_queued)
             if isinstance(choice, AskOrigin):
                 hub.counters.degraded += bool(tried) or not choice.is_owner
                 return left
@@ -109,15 +110,15 @@ class PeerStage:
             try:
                 left = await self._ask(choice, left, ticket, piece, tried)
             finally:
-                if ticket.fetch_class is not FetchClass.ON_DEMAND:
+                if is_queued:  # as it was then: a reader may have come meanwhile
                     hub.queue.release(choice)
             if len(left) < before:
                 busy_since = trio.current_time()
         return []
 
-    async def _choose(self, wanted: Wanted, ticket: Ticket) -> Choice:
+    async def _choose(self, wanted: Wanted, *, is_queued: bool) -> Choice:
         """What somebody waits for is decided at once."""
-        if ticket.fetch_class is not FetchClass.ON_DEMAND:
+        if is_queued:
             return await self._hub.queue.choose(wanted)
         await trio.lowlevel.checkpoint()
         now = trio.current_time()

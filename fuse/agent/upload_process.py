@@ -194,8 +194,11 @@ class UploadProcess:
             traffic = UploadTraffic(statistics.bytes_sent, self._slots.active, statistics.refused)
             if traffic != last:
                 last = traffic
-                async with self._sending:
-                    await send_packet(self._channel, Packet("traffic", msgspec.to_builtins(traffic)))
+                try:
+                    async with self._sending:
+                        await send_packet(self._channel, Packet("traffic", msgspec.to_builtins(traffic)))
+                except OSError:
+                    return  # the agent has gone: the channel says so to `run`, too
             await trio.sleep(TRAFFIC_PAUSE_S)
 
 

@@ -152,6 +152,20 @@ def test_neighbours_are_few_and_mostly_near() -> None:
     assert max(leaned_on.values()) < 3 * NEIGHBOURS_MAX
 
 
+def test_who_has_gone_leans_on_nobody() -> None:
+    scheduler = state()
+    tellers = [Teller(scheduler, f"h{n}") for n in range(3)]
+    for teller in tellers:
+        teller.tell(everything(1), is_everything=True)
+    for teller in tellers:
+        teller.tell()
+    (swarm,) = scheduler._swarms.values()
+    assert swarm.known_by == {"h0": 2, "h1": 2, "h2": 2}
+    tellers[0].tell(is_leaving=True)
+    tellers[1].tell(wanted=[])
+    assert swarm.known_by == {"h1": 1, "h2": 0}
+
+
 def test_scopes_keep_hosts_apart() -> None:
     scheduler = state(scope=ScopeRule("zone"))
     one, two = Teller(scheduler, "one", zone="a"), Teller(scheduler, "two", zone="b")

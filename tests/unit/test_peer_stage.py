@@ -1,0 +1,198 @@
+"""Chunks from other hosts in the fetch pipeline: who is asked, what is verified, and what failures do."""
+
+import errno
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+import pytest
+import trio
+import trio.testing
+
+from backend.cache import BlobCache, BlobShape, CachedBlob
+from backend.fetch import ChunkFetcher
+from backend.fetch_pool import open_fetch_pool
+from backend.memory_blob import MemoryBlob, MemoryBlobReader, make_memory_blob
+from backend.peers.client import PeerClient, PeerFailed, PeerRequest, Verdict
+from backend.peers.hub import PeerHub
+from backend.peers.piece import PieceSet
+from backend.peers.wire import Answer, HolderChange, HostInfo, MemberChange
+from backend.priority import FetchClass
+from rafs.codec import Compressor
+
+MIB = 1 << 20
+OWN = HostInfo("own", "http://10.0.0.1:1")
+OTHER = HostInfo("other", "http://10.0.0.2:1")
+Give = Callable[[str, PeerRequest, memoryview], Awaitable[None]]
+
+
+class FakeClient:
+    """Gives what a test says."""
+
+    def __init__(self, give: Give) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self._give = give
+
+    async def fetch(self, url: str, request: PeerRequest, buffer: memoryview, intake: object = None) -> None:
+        """As in `PeerClient`."""
+        self.asked.append((url, request.offset // MIB))
+        await self._give(url, request, buffer)
+
+
+class Rig:
+    """One fetcher, another host that has everything, and an origin."""
+
+    def __init__(
+        self, blob: MemoryBlob, reader: MemoryBlobReader, fetcher: ChunkFetcher, hub: PeerHub
+    ) -> None:
+        self.blob, self.reader, self.fetcher, self.hub = blob, reader, fetcher, hub
+        self.cached: CachedBlob = fetcher.cached
+
+    def check(self, *chunks: int) -> None:
+        """These chunks are in the cache, and right."""
+        for index in chunks:
+            assert self.cached.is_ready(index)
+            assert bytes(self.cached.view(index * MIB, MIB)) == content(index)
+
+
+def content(index: int) -> bytes:
+    return random.Random(index).randbytes(MIB)
+
+
+@asynccontextmanager
+async def rig(tmp_path: Path, give: Give, count: int = 4) -> AsyncIterator[tuple[Rig, FakeClient]]:
+    blob = make_memory_blob([content(index) for index in range(count)], Compressor.NONE)
+    shape = BlobShape(blob.entry.blob_id, blob.entry.uncompressed_size, blob.entry.chunk_count)
+    cached = BlobCache(tmp_path).open(shape)
+    reader, client = MemoryBlobReader(blob.data), FakeClient(give)
+    hub = PeerHub(OWN, cast("PeerClient", client))
+    try:
+        async with open_fetch_pool() as pool:
+            fetcher = ChunkFetcher(blob.entry, blob.meta, blob.digests, reader, cached, pool)
+            async with hub.registered("image", tmp_path / "meta", fetcher) as access:
+                have = PieceSet(count)
+                have.update(range(count))
+                holder = HolderChange(blob.entry.blob_id, OTHER.id, count, bytes(have))
+                members = MemberChange(1, full=True, joined=[OWN, OTHER])
+                hub.swarm.take(Answer("e", 1, 1.0, members, [holder]))
+                fetcher.use_peers(access)
+                yield Rig(blob, reader, fetcher, hub), client
+    finally:
+        cached.close()
+
+
+async def gives(url: str, request: PeerRequest, buffer: memoryview) -> None:
+    await trio.lowlevel.checkpoint()
+    for at in range(0, len(buffer), MIB):
+        buffer[at : at + MIB] = content((request.offset + at) // MIB)
+
+
+async def test_another_host_gives_and_the_origin_is_not_asked(tmp_path: Path) -> None:
+    async with rig(tmp_path, gives) as (r, client):
+        await r.fetcher.ensure(0, 3)
+        r.check(0, 1, 2, 3)
+        assert {url for url, _ in client.asked} == {OTHER.url}
+        assert r.reader.requests == []
+        assert r.fetcher.statistics().bytes_from_peers == 4 * MIB
+        assert r.hub.counters.origin_bytes == 0
+
+
+@pytest.mark.logs_warning
+async def test_wrong_bytes_never_reach_the_cache(tmp_path: Path) -> None:
+    async def lies(url: str, request: PeerRequest, buffer: memoryview) -> None:
+        await gives(url, request, buffer)
+        buffer[5] ^= 1
+
+    async with rig(tmp_path, lies) as (r, client):
+        await r.fetcher.ensure(0, 3)
+        r.check(0, 1, 2, 3)
+        assert r.hub.counters.wrong_bytes > 0
+        assert not r.hub.swarm.health_of(OTHER.id).is_usable(trio.current_time())
+        assert r.hub.bad_peers[0].host_id == OTHER.id
+        asked = len(client.asked)
+        await r.fetcher.ensure(0, 3)
+        assert len(client.asked) == asked
+
+
+@pytest.mark.parametrize("verdict", [Verdict.DEAD, Verdict.FAULTY])
+async def test_a_host_that_fails_is_not_waited_for(tmp_path: Path, verdict: Verdict) -> None:
+    async def fails(url: str, request: PeerRequest, buffer: memoryview) -> None:
+        await trio.lowlevel.checkpoint()
+        raise PeerFailed(url, verdict)
+
+    async with rig(tmp_path, fails) as (r, _):
+        with trio.fail_after(2):
+            await r.fetcher.ensure(0, 3)
+        r.check(0, 1, 2, 3)
+        assert r.hub.counters.dead_peers > 0
+
+
+async def test_a_reader_that_joins_a_prefetch_costs_no_place(tmp_path: Path) -> None:
+    """Its request was counted as one that nobody waits for, and never given back."""
+    began, go_on = trio.Event(), trio.Event()
+
+    async def waits(url: str, request: PeerRequest, buffer: memoryview) -> None:
+        began.set()
+        await go_on.wait()
+        await gives(url, request, buffer)
+
+    async with rig(tmp_path, waits) as (r, _), trio.open_nursery() as nursery:
+        nursery.start_soon(r.fetcher.ensure, 0, 3, FetchClass.PREFETCH)
+        await began.wait()
+        nursery.start_soon(r.fetcher.ensure, 0, 3)
+        await trio.testing.wait_all_tasks_blocked()
+        go_on.set()
+        await r.fetcher.ensure(0, 3)
+        r.check(0, 1, 2, 3)
+        assert r.hub.queue._asked == 0
+        assert r.hub.swarm.health_of(OTHER.id).requests == 0
+
+
+async def test_a_reader_hurries_what_another_image_is_bringing(tmp_path: Path) -> None:
+    """It waited for a prefetch of the same blob as if nobody did."""
+    began, go_on = trio.Event(), trio.Event()
+
+    async def waits(url: str, request: PeerRequest, buffer: memoryview) -> None:
+        began.set()
+        await go_on.wait()
+        await gives(url, request, buffer)
+
+    async with rig(tmp_path, waits) as (r, _), open_fetch_pool() as pool, trio.open_nursery() as nursery:
+        blob = r.blob
+        second = ChunkFetcher(
+            blob.entry, blob.meta, blob.digests, MemoryBlobReader(blob.data), r.cached, pool
+        )
+        nursery.start_soon(r.fetcher.ensure, 0, 0, FetchClass.PREFETCH)
+        await began.wait()
+        nursery.start_soon(second.ensure, 0, 0)
+        await trio.testing.wait_all_tasks_blocked()
+        (flight,) = r.fetcher._flights
+        assert flight.ticket.fetch_class is FetchClass.ON_DEMAND
+        go_on.set()
+        await second.ensure(0, 0)
+        r.check(0)
+
+
+@pytest.mark.logs_warning
+async def test_a_full_disk_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: CachedBlob, offset: int, parts: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(CachedBlob, "store", full)
+    async with rig(tmp_path, gives, count=1) as (r, _):
+        assert await r.fetcher.ensure(0, 0) == {0: content(0)}
+        assert not r.cached.is_ready(0)
+
+
+async def test_a_fetch_that_is_given_up_leaves_nothing_behind(tmp_path: Path) -> None:
+    async def never(url: str, request: PeerRequest, buffer: memoryview) -> None:
+        await trio.sleep_forever()
+
+    async with rig(tmp_path, never) as (r, _):
+        with trio.move_on_after(0.05):
+            await r.fetcher.ensure(0, 3)
+    assert r.cached.arriving == {}
+    assert r.hub.queue._asked == 0

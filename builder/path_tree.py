@@ -93,9 +93,10 @@ class PathTree:
     """
 
     def __init__(self, path: Path) -> None:
-        """`path` is that of the database."""
+        """`path` is that of the database. Raises `OSError`, as leaving the context does."""
         self._path = path
         path.unlink(missing_ok=True)
+        path.touch()  # SQLite does not say why it cannot
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._root = (IMPLIED_DIRECTORY, b"")
         self._directories: dict[bytes, int] = {}
@@ -104,7 +105,11 @@ class PathTree:
         self._highest = 0
         self._implied = 0
         self._rows = array("I")
-        self._database.executescript(_SCHEMA)
+        try:
+            self._database.executescript(_SCHEMA)
+        except sqlite3.OperationalError as error:
+            self._discard()
+            raise self._disk_error(error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -112,12 +117,18 @@ class PathTree:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._discard()
+        if isinstance(error, sqlite3.OperationalError):
+            raise self._disk_error(error) from error
+
+    def _discard(self) -> None:
         with contextlib.suppress(sqlite3.Error):  # its content is worth nothing now
             self._database.close()
         self._path.unlink(missing_ok=True)
-        if isinstance(error, sqlite3.OperationalError):
-            number = errno.ENOSPC if error.sqlite_errorcode == sqlite3.SQLITE_FULL else errno.EIO
-            raise OSError(number, os.strerror(number), str(self._path)) from error
+
+    def _disk_error(self, error: sqlite3.OperationalError) -> OSError:
+        number = errno.ENOSPC if error.sqlite_errorcode == sqlite3.SQLITE_FULL else errno.EIO
+        return OSError(number, os.strerror(number), str(self._path))
 
     # -- names
 

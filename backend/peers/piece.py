@@ -71,10 +71,6 @@ class PieceSet:
     def __bytes__(self) -> bytes:
         return bytes(self._bits)
 
-    def as_number(self) -> int:
-        """The bits as one number, so that sets are united and compared at once."""
-        return int.from_bytes(self._bits)
-
     def add(self, piece: int) -> None:
         """Raises `IndexError` for a piece that the blob has not."""
         if not 0 <= piece < self.count:

@@ -1,106 +1,109 @@
-"""Which of the pieces that this host lacks, and that nobody waits for, is asked for next: the rarest.
+"""Which of the pieces that this host lacks, and that nobody waits for, is asked for next. No I/O.
 
-Without that all hosts draw on the same full links for what is everywhere soon, and at the end everybody waits
-for the few that have the rest (Legout et al., "Rarest first and choke algorithms are enough", 2006).
-
-Concurrency: for the trio thread. `dispatch` has no checkpoint: what it decides is counted at once.
+The rarest: without that all hosts draw on the same full links for what is everywhere soon, and at the end
+everybody waits for the few that have the rest (Legout et al., "Rarest first and choke algorithms are enough",
+2006). Among those that are equally rare by chance, so that hosts have different ones to give.
 """
 
 import random
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 
-import trio
-
+from backend.peers.health import PeerHealth
 from backend.peers.swarm import AskPeer, Choice, Pause, Swarm
 
 ASKED_MAX = 12
 """Requests of this host that nobody waits for, to all other hosts together."""
 SAMPLED = 32
 """Pieces that are compared each time: enough to find a rare one, few enough to look at for each request."""
-PAUSE_MIN_S = 0.02
-PAUSE_MAX_S = 0.25
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, frozen=True, slots=True)
 class Wanted:
-    """A part of a piece that somebody wants to have brought. `tried` may grow."""
+    """A part of a piece that is to be brought. `tried` may grow; `decided` is told whom to ask, once."""
 
     blob_id: str
     piece: int
     size_bytes: int
     tried: Collection[str]
-    decided: trio.Event = field(default_factory=trio.Event)
-    choice: Choice | None = None
+    decided: Callable[[Choice], None]
 
 
 class PieceQueue:
-    """See above."""
+    """See above. What is decided is counted in the same step, so that it holds for the next decision."""
 
     def __init__(self, swarm: Swarm, chance: random.Random, clock: Callable[[], float]) -> None:
         self._swarm = swarm
         self._chance = chance
         self._clock = clock
-        self._waiting: list[Wanted] = []
-        self._asked = 0
+        self._waiting: dict[Wanted, None] = {}
+        # By the choice itself: a host may have left, and be known anew, before its request has ended.
+        self._asked: dict[int, PeerHealth] = {}
 
-    async def choose(self, wanted: Wanted) -> Choice:
-        """Waits until it is decided whom to ask, or that nobody can be asked now (`Pause`). A checkpoint.
+    @property
+    def asked(self) -> int:
+        """Requests that are under way."""
+        return len(self._asked)
 
-        Whoever gets an `AskPeer` calls `release` when the request has ended.
-        """
-        wanted.choice, wanted.decided = None, trio.Event()
-        self._waiting.append(wanted)
-        self.dispatch()
-        try:
-            with trio.move_on_after(PAUSE_MAX_S):
-                await wanted.decided.wait()
-        except trio.Cancelled:
-            self._withdraw(wanted)
-            raise
-        if wanted in self._waiting:
-            self._waiting.remove(wanted)
-        return wanted.choice or Pause(PAUSE_MIN_S)
+    def add(self, wanted: Wanted) -> None:
+        """Something is wanted from the next `dispatch` on, until it is decided or withdrawn."""
+        self._waiting[wanted] = None
+
+    def withdraw(self, wanted: Wanted) -> None:
+        """It is no longer wanted; harmless when it is decided."""
+        self._waiting.pop(wanted, None)
 
     def release(self, choice: Choice) -> None:
         """A request that was decided here has ended."""
-        if isinstance(choice, AskPeer):
-            health = self._swarm.health_of(choice.host.id)
+        health = self._asked.pop(id(choice), None)
+        if health is not None and isinstance(choice, AskPeer):
             health.requests -= not choice.is_owner
             health.errands -= choice.is_owner
-            self._asked -= 1
             self.dispatch()
-
-    def _withdraw(self, wanted: Wanted) -> None:
-        if wanted in self._waiting:
-            self._waiting.remove(wanted)
-        elif wanted.choice is not None:
-            self.release(wanted.choice)
 
     def dispatch(self) -> None:
         """Decides what can be decided now; for when a request has ended, or others have got something."""
-        now = self._clock()
-        sample = self._waiting
-        if len(sample) > SAMPLED:
-            sample = self._chance.sample(sample, SAMPLED)
-        for wanted in sorted(sample, key=self._rarity):
-            choice = self._swarm.choose(
-                wanted.blob_id, wanted.piece, wanted.size_bytes, now, wanted.tried, is_urgent=False
-            )
-            if isinstance(choice, Pause):
+        waiting = list(self._waiting)
+        if len(waiting) > SAMPLED:
+            waiting = self._chance.sample(waiting, SAMPLED)
+        decisions: list[tuple[Wanted, Choice]] = []
+        for rarity, wanted in sorted(((self._rarity(each), each) for each in waiting), key=_first):
+            is_offered = not rarity[0]
+            if is_offered and len(self._asked) >= ASKED_MAX:
                 continue
-            if isinstance(choice, AskPeer):
-                if self._asked >= ASKED_MAX:
-                    continue
-                health = self._swarm.health_of(choice.host.id)
-                health.requests += not choice.is_owner
-                health.errands += choice.is_owner
-                self._asked += 1
-            wanted.choice = choice
-            self._waiting.remove(wanted)
-            wanted.decided.set()
+            choice = self._swarm.choose(
+                wanted.blob_id, wanted.piece, wanted.size_bytes, self._clock(), wanted.tried, is_urgent=False
+            )
+            if isinstance(choice, Pause) or not self._may_go(choice):
+                continue
+            del self._waiting[wanted]
+            decisions.append((wanted, choice))
+        for wanted, choice in decisions:
+            wanted.decided(choice)
+
+    def _may_go(self, choice: Choice) -> bool:
+        """Counts a request, if there is room for it; who goes to the origin needs none."""
+        if isinstance(choice, AskPeer):
+            if len(self._asked) >= ASKED_MAX:
+                return False
+            health = self._asked[id(choice)] = self._swarm.health_of(choice.host.id)
+            health.requests += not choice.is_owner
+            health.errands += choice.is_owner
+        return True
 
     def _rarity(self, wanted: Wanted) -> tuple[bool, int, float]:
         """What somebody has comes before what nobody has, of which owners take care."""
         holders = self._swarm.holder_count(wanted.blob_id, wanted.piece)
         return not holders, holders, self._chance.random()
+
+
+def _first(pair: tuple[tuple[bool, int, float], Wanted]) -> tuple[bool, int, float]:
+    return pair[0]
+
+
+def fetch_order(pieces: Iterable[int], is_owned: Callable[[int], bool], chance: random.Random) -> list[int]:
+    """In which order a host comes to want pieces: those that it owns, then the others, each by chance."""
+    order = list(pieces)
+    chance.shuffle(order)
+    order.sort(key=lambda piece: not is_owned(piece))
+    return order

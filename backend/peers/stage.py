@@ -16,7 +16,7 @@ from backend.fetch_pool import FetchPool
 from backend.peers.client import PeerFailed, PeerRequest, Verdict
 from backend.peers.hub import PeerBlob, PeerHub
 from backend.peers.intake import Intake
-from backend.peers.piece_queue import Wanted
+from backend.peers.piece_queue import Wanted, fetch_order
 from backend.peers.swarm import AskOrigin, AskPeer, Choice, Pause
 from backend.peers.wire import HostInfo
 from backend.priority import FetchClass, Ticket
@@ -29,6 +29,8 @@ REQUEST_BYTES = 4 << 20
 """Decoded bytes of one request: several hosts share a large piece."""
 PAUSE_MIN_S = 0.02
 PAUSE_MAX_S = 0.5
+DECISION_MAX_S = 0.25
+"""How long to wait for a decision before somebody may have come to wait for the piece."""
 BUSY_MAX_S = 60.0
 """How long hosts may be busy before they count as tried in vain."""
 
@@ -71,11 +73,10 @@ class PeerStage:
         by_piece: dict[int, list[int]] = {}
         for chunk in range(self._meta.count):
             by_piece.setdefault(self._blob.presence.piece_of(chunk), []).append(chunk)
-        pieces = list(by_piece)
-        self._hub.chance.shuffle(pieces)
         now, swarm = trio.current_time(), self._hub.swarm
-        pieces.sort(key=lambda piece: not swarm.is_owner(self._blob.blob_id, piece, now))
-        for piece in pieces:
+        for piece in fetch_order(
+            by_piece, lambda piece: swarm.is_owner(self._blob.blob_id, piece, now), self._hub.chance
+        ):
             yield from by_piece[piece]
 
     def runs(self, extents: Iterable[BlobExtent], limit_bytes: int) -> list[list[BlobExtent]]:
@@ -92,11 +93,15 @@ class PeerStage:
         piece = self._blob.presence.piece_of(flights[0].extent.chunks.start)
         size_bytes = sum(flight.extent.decoded_size for flight in flights)
         tried: set[str] = set()
-        wanted = Wanted(self._blob.blob_id, piece, size_bytes, tried)
         busy_since = trio.current_time()
         while left:
             is_queued = ticket.fetch_class is not FetchClass.ON_DEMAND
-            choice = await self._choose(wanted, is_queued=is_queued)
+            if is_queued:
+                choice = await self._queued_choice(piece, size_bytes, tried)
+            else:
+                await trio.lowlevel.checkpoint()
+                now = trio.current_time()
+                choice = hub.swarm.choose(self._blob.blob_id, piece, size_bytes, now, tried)
             if isinstance(choice, AskOrigin):
                 hub.counters.degraded += bool(tried) or not choice.is_owner
                 return left
@@ -116,13 +121,30 @@ class PeerStage:
                 busy_since = trio.current_time()
         return []
 
-    async def _choose(self, wanted: Wanted, *, is_queued: bool) -> Choice:
-        """What somebody waits for is decided at once."""
-        if is_queued:
-            return await self._hub.queue.choose(wanted)
-        await trio.lowlevel.checkpoint()
-        now = trio.current_time()
-        return self._hub.swarm.choose(wanted.blob_id, wanted.piece, wanted.size_bytes, now, wanted.tried)
+    async def _queued_choice(self, piece: int, size_bytes: int, tried: set[str]) -> Choice:
+        """Whom to ask for what nobody waits for; `Pause` when nothing was decided for a while.
+
+        An `AskPeer` has to be released when its request has ended.
+        """
+        queue, decided, choices = self._hub.queue, trio.Event(), list[Choice]()
+
+        def note(choice: Choice) -> None:
+            choices.append(choice)
+            decided.set()
+
+        wanted = Wanted(self._blob.blob_id, piece, size_bytes, tried, note)
+        queue.add(wanted)
+        queue.dispatch()
+        try:
+            with trio.move_on_after(DECISION_MAX_S):
+                await decided.wait()
+        except trio.Cancelled:
+            for choice in choices:
+                queue.release(choice)
+            raise
+        finally:
+            queue.withdraw(wanted)
+        return choices[0] if choices else Pause(PAUSE_MIN_S)
 
     async def _ask(
         self, choice: AskPeer, flights: list[Flight], ticket: Ticket, piece: int, tried: set[str]

@@ -69,14 +69,12 @@ class Swarm:
         self._ranking = OwnerRanking([own_id])
         self._holders: dict[str, dict[str, PieceSet]] = {}
         self._pieces: dict[str, int] = {}
-        self._offered: dict[str, int] = {}
         self._banned: frozenset[str] = frozenset()
 
     # -- what is heard
 
     def take(self, answer: Answer) -> None:
         """Takes over what a scheduler answered."""
-        self._offered.clear()
         change = answer.members
         if change.full:
             self.members = {host.id: host for host in change.joined}
@@ -97,12 +95,10 @@ class Swarm:
         """Takes over tables that somebody else keeps: those of thousands of hosts in one process."""
         self.members, self._ranking = members, ranking
         self._holders[blob_id] = holders
-        self._offered.pop(blob_id, None)
 
     def forget_all(self) -> None:
         """No scheduler knows this host any more: what others have is learnt anew."""
         self._holders.clear()
-        self._offered.clear()
 
     def note_blob(self, blob_id: str, pieces: int) -> None:
         """The blob is of interest, and has so many pieces."""
@@ -112,7 +108,6 @@ class Swarm:
         """The blob is of no interest any more."""
         self._holders.pop(blob_id, None)
         self._pieces.pop(blob_id, None)
-        self._offered.pop(blob_id, None)
 
     def note_holder(self, blob_id: str, host_id: str, piece: int, count: int) -> None:
         """Another host was found to have a piece."""
@@ -164,17 +159,6 @@ class Swarm:
         """How many of the known hosts have a piece."""
         holders = self._holders.get(blob_id, {})
         return sum(piece < pieces.count and piece in pieces for pieces in holders.values())
-
-    def offered(self, blob_id: str, count: int, now: float) -> int:
-        """Which of a blob's `count` pieces somebody has, as `PieceSet.as_number`; as of the last news."""
-        known = self._offered.get(blob_id)
-        if known is None:
-            known = 0
-            for name, pieces in self._holders.get(blob_id, {}).items():
-                if pieces.count == count and self._is_usable(name, now):
-                    known |= pieces.as_number()
-            self._offered[blob_id] = known
-        return known
 
     def choose(
         self,

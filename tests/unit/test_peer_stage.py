@@ -147,7 +147,7 @@ async def test_a_reader_that_joins_a_prefetch_costs_no_place(tmp_path: Path) -> 
         go_on.set()
         await r.fetcher.ensure(0, 3)
         r.check(0, 1, 2, 3)
-        assert r.hub.queue._asked == 0
+        assert r.hub.queue.asked == 0
         assert r.hub.swarm.health_of(OTHER.id).requests == 0
 
 
@@ -195,4 +195,4 @@ async def test_a_fetch_that_is_given_up_leaves_nothing_behind(tmp_path: Path) ->
         with trio.move_on_after(0.05):
             await r.fetcher.ensure(0, 3)
     assert r.cached.arriving == {}
-    assert r.hub.queue._asked == 0
+    assert r.hub.queue.asked == 0

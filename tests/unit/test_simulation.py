@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from backend.peers.piece import PieceSet
 from backend.peers.simulation.cluster import Cluster
 from backend.peers.simulation.events import Events
 from backend.peers.simulation.links import OriginLink
@@ -159,9 +158,3 @@ def test_the_verb_reports(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     assert b"2 hosts, 1.0 GiB" in capfdbinary.readouterr().out
     assert run_command(["simulate", "--hosts", "0"]) == 2
     assert run_command(["simulate", "--rate", "fast"]) == 2
-
-
-def test_pieces_are_joined_as_numbers() -> None:
-    pieces = PieceSet(10)
-    pieces.update([0, 9])
-    assert pieces.as_number() == 0b1000000001000000

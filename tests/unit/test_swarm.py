@@ -1,15 +1,14 @@
 """Whom a host asks for a piece, without a network."""
 
+import functools
 import random
 
 import pytest
-import trio
-import trio.testing
 
 from backend.peers.health import BAN_FIRST_S, DEAD_FIRST_S, DEAD_MAX_S, HEDGE_MIN_S, HedgeTimer, PeerHealth
 from backend.peers.piece import PieceSet
-from backend.peers.piece_queue import ASKED_MAX, PieceQueue, Wanted
-from backend.peers.swarm import ERRANDS_MAX, OWNER_TRIES, AskOrigin, AskPeer, Pause, Swarm
+from backend.peers.piece_queue import ASKED_MAX, PieceQueue, Wanted, fetch_order
+from backend.peers.swarm import ERRANDS_MAX, OWNER_TRIES, AskOrigin, AskPeer, Choice, Pause, Swarm
 from backend.peers.wire import Answer, HolderChange, HostInfo, MemberChange
 
 BLOB = "b" * 64
@@ -152,46 +151,59 @@ def test_hedges_wait_for_most_answers() -> None:
     assert HEDGE_MIN_S < timer.after_s() == 0.2 < unknown
 
 
-async def test_the_rarest_goes_first_and_few_at_once(autojump_clock: trio.testing.MockClock) -> None:
-    everything = held(*range(PIECES))
-    holders = {f"h{n}": everything for n in range(1, 8)}
-    made = swarm("h9", holders | {"h1": held(*range(PIECES)), "h2": held(*range(1, PIECES))})
-    for name in ("h3", "h4", "h5", "h6", "h7"):
+class Queue:
+    """A queue, its time, and what it decides."""
+
+    def __init__(self, made: Swarm) -> None:
+        self.now = 0.0
+        self.decided: dict[int, Choice] = {}
+        self.queue = PieceQueue(made, random.Random(1), lambda: self.now)
+
+    def want(self, pieces: range) -> None:
+        for piece in pieces:
+            note = functools.partial(self.decided.__setitem__, piece)
+            self.queue.add(Wanted(BLOB, piece, MIB, set(), note))
+        self.queue.dispatch()
+
+
+def test_the_rarest_goes_first_and_few_at_once() -> None:
+    holders = {f"h{n}": held(*range(PIECES)) for n in range(1, 8)}
+    made = swarm("h9", holders)
+    for name in list(holders)[1:]:
         made.note_absent(BLOB, name, 0)
-    queue = PieceQueue(made, random.Random(1), trio.current_time)
-    decided: list[int] = []
-
-    async def bring(piece: int) -> None:
-        choice = await queue.choose(Wanted(BLOB, piece, MIB, set()))
-        if isinstance(choice, AskPeer):
-            decided.append(piece)
-
-    for health in (made.health_of(host.id) for host in HOSTS):
-        health.note_busy(0.0, 0.1)
-    async with trio.open_nursery() as nursery:
-        for piece in range(16):
-            nursery.start_soon(bring, piece)
-        await trio.testing.wait_all_tasks_blocked()
-        await trio.sleep(0.15)
-        queue.dispatch()
-    assert 0 in decided
-    assert len(decided) == ASKED_MAX
+    rig = Queue(made)
+    rig.want(range(16))
+    assert next(iter(rig.decided)) == 0
+    assert len(rig.decided) == rig.queue.asked == ASKED_MAX
+    rig.queue.release(rig.decided[0])
+    assert len(rig.decided) == ASKED_MAX + 1
+    assert rig.queue.asked == ASKED_MAX
 
 
-async def test_few_owners_are_sent_when_nobody_waits(autojump_clock: trio.testing.MockClock) -> None:
+def test_few_owners_are_sent_when_nobody_waits() -> None:
     made = swarm("h9")
-    queue = PieceQueue(made, random.Random(1), trio.current_time)
-    sent: list[AskPeer] = []
-
-    async def bring(piece: int) -> None:
-        choice = await queue.choose(Wanted(BLOB, piece, MIB, set()))
-        if isinstance(choice, AskPeer):
-            sent.append(choice)
-
-    async with trio.open_nursery() as nursery:
-        for piece in range(32):
-            nursery.start_soon(bring, piece)
-    assert len(sent) == ERRANDS_MAX
+    rig = Queue(made)
+    rig.want(range(32))
+    sent = [choice for choice in rig.decided.values() if isinstance(choice, AskPeer)]
+    assert len(sent) == rig.queue.asked == ERRANDS_MAX
     for choice in sent:
-        queue.release(choice)
-    assert sum(health.errands for health in made.health.values()) == 0
+        rig.queue.release(choice)
+    assert sum(health.errands for health in made.health.values()) == ERRANDS_MAX
+
+
+def test_a_host_that_has_left_meanwhile_is_not_counted_below_nothing() -> None:
+    made = swarm(holders={"h5": held(7)})
+    rig = Queue(made)
+    rig.want(range(7, 8))
+    gone = [host for host in HOSTS if host.id != "h5"]
+    made.take(Answer("e", 2, 1.0, MemberChange(2, full=True, joined=gone)))
+    made.take(Answer("e", 3, 1.0, MemberChange(3, full=True, joined=HOSTS)))
+    rig.queue.release(rig.decided[7])
+    assert made.health_of("h5").requests == 0
+
+
+def test_own_pieces_come_first() -> None:
+    order = fetch_order(range(20), lambda piece: piece % 5 == 0, random.Random(1))
+    assert set(order[:4]) == {0, 5, 10, 15}
+    assert sorted(order) == list(range(20))
+    assert order != fetch_order(range(20), lambda piece: piece % 5 == 0, random.Random(2))

@@ -18,7 +18,6 @@ from backend.peers.simulation.host import SimHost
 from backend.peers.simulation.links import Links, OriginLink
 from backend.peers.simulation.outcome import Outcome
 from backend.peers.simulation.topology import Topology
-from backend.peers.spread import PieceOrder
 from backend.peers.swarm import Swarm
 
 PIECES = 1000
@@ -151,7 +150,7 @@ class Cluster:
             owned[ranking.ranked(self.blob_id, piece, self.piece_count)[0]].add(piece)
         for name, host in self.hosts.items():
             host.swarm.note_blob(self.blob_id, self.piece_count)
-            host.order = PieceOrder(self.piece_count, owned[name].__contains__, self.chance)
+            host.plan(owned[name].__contains__)
 
     def _announce(self, host: SimHost) -> None:
         if not host.is_alive:

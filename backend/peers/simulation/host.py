@@ -1,27 +1,27 @@
 """A host of a simulation: it wants all pieces of one blob, and serves what it has.
 
 It decides with the code of the agent: `Swarm`, `PeerHealth`, `UploadSlots`, `OriginWindow`, `LimitTree` and
-`PieceOrder`. What is written again here is what `PeerStage`, `PeerHub` and the upload server do with trio:
+`PieceQueue`. What is written again here is what `PeerStage`, `PeerHub` and the upload server do with trio:
 asking, waiting and taking. Other than there, a request is for a whole piece, and a piece that is still
 arriving is not passed on before it is whole.
 """
 
 import math
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from backend.fetch_pool import FetchOptions
 from backend.peers.health import PeerHealth
 from backend.peers.limit_settings import LimitSettings
 from backend.peers.limit_tree import LimitTree
 from backend.peers.origin_window import OriginWindow
 from backend.peers.piece import PieceSet
+from backend.peers.piece_queue import PieceQueue, Wanted, fetch_order
 from backend.peers.served import Admit, BlobRequest, Redirect
 from backend.peers.simulation.links import HostLink, Transfer
 from backend.peers.simulation.topology import HostShape
-from backend.peers.spread import PieceOrder
-from backend.peers.swarm import AskOrigin, AskPeer, Swarm
+from backend.peers.swarm import AskPeer, Choice, Swarm
 from backend.peers.upload_slots import UploadSlots
 from backend.peers.wire import HostInfo
 from backend.priority import FetchClass
@@ -29,10 +29,9 @@ from backend.priority import FetchClass
 if TYPE_CHECKING:
     from backend.peers.simulation.cluster import Cluster
 
-REQUESTS_MAX = FetchOptions().peer_connections - FetchOptions().peer_reserved
-IN_HAND = 16
-"""Pieces that are asked for, or waited for, at a time."""
-PAUSE_S = 0.5
+IN_HAND = 32
+"""Pieces that are asked for, or waited for, at a time; a prefetch has 128 MiB on its way."""
+PAUSE_S = 0.25
 """`PeerStage` looks so often again at least."""
 DEAD_FOUND_S = 0.9
 """When a host that has died is noticed: `backend.peers.reach`."""
@@ -42,8 +41,6 @@ GIVEN_KEPT = 64
 
 class SimHost:
     """See above."""
-
-    order: PieceOrder
 
     def __init__(self, cluster: "Cluster", shape: HostShape, swarm: Swarm) -> None:
         self.cluster = cluster
@@ -60,9 +57,11 @@ class SimHost:
         self.is_alive = True
         self.ended_at: float | None = None
         self.received_bytes = self.sent_bytes = 0
-        self._in_hand: dict[int, None] = {}
+        self.queue = PieceQueue(swarm, cluster.chance, cluster.clock)
+        self._order: deque[int] = deque()
+        self._wanted: dict[int, Wanted] = {}
         self._tried: dict[int, set[str]] = {}
-        self._asking: dict[int, Transfer] = {}
+        self._asking: dict[int, tuple[Transfer, AskPeer, PeerHealth]] = {}
         self._left = cluster.piece_count
         self._window = OriginWindow()
         self._owned: deque[int] = deque()
@@ -79,43 +78,35 @@ class SimHost:
 
     # -- wanting
 
+    def plan(self, is_owned: Callable[[int], bool]) -> None:
+        """Decides in which order the pieces come to be wanted."""
+        self._order = deque(fetch_order(range(self.cluster.piece_count), is_owned, self.cluster.chance))
+
     def look(self) -> None:
         """Asks for what can be had now, and looks again later for the rest."""
         if not self.is_alive or self.ended_at is not None:
             return
-        cluster = self.cluster
-        for piece in list(self._in_hand):
-            self._look_for(piece)
-        while (
-            len(self._asking) < REQUESTS_MAX
-            and len(self._in_hand) + len(self._asking) + len(self._wanted_of_origin) < IN_HAND
-        ):
-            offered = self.swarm.offered(cluster.blob_id, cluster.piece_count, cluster.events.now)
-            chosen = self.order.next(self.pieces, offered)
-            if chosen is None:
-                break
-            self._in_hand[chosen] = None
-            self._look_for(chosen)
+        while self._order and len(self._wanted) + len(self._asking) + len(self._wanted_of_origin) < IN_HAND:
+            self._want(self._order.popleft())
+        self.queue.dispatch()
         if not self._is_pausing:
             self._is_pausing = True
             self.cluster.events.after(PAUSE_S, self._end_pause)
 
-    def _look_for(self, piece: int) -> None:
-        if len(self._asking) >= REQUESTS_MAX:
-            return
-        choice = self.swarm.choose(
-            self.cluster.blob_id,
-            piece,
-            self.cluster.piece_bytes,
-            self.cluster.events.now,
-            self._tried.get(piece, ()),
-            is_urgent=False,
-        )
+    def _want(self, piece: int) -> None:
+        if piece in self.pieces or piece in self._asking or piece in self._wanted_of_origin:
+            return  # others have made this host bring it
+        tried = self._tried.setdefault(piece, set())
+        decided = partial(self._decided, piece)
+        wanted = Wanted(self.cluster.blob_id, piece, round(self.cluster.piece_bytes), tried, decided)
+        self._wanted[piece] = wanted
+        self.queue.add(wanted)
+
+    def _decided(self, piece: int, choice: Choice) -> None:
+        del self._wanted[piece]
         if isinstance(choice, AskPeer):
-            del self._in_hand[piece]
             self._ask(choice, piece)
-        elif isinstance(choice, AskOrigin):
-            del self._in_hand[piece]
+        else:
             self._want_of_origin(piece)
 
     def _end_pause(self) -> None:
@@ -128,9 +119,7 @@ class SimHost:
         transfer = Transfer(sender, self, piece, cluster.piece_bytes, choice.is_owner, cluster.events.now)
         transfer.others = health.in_flight
         health.in_flight += cluster.piece_bytes
-        health.requests += not choice.is_owner
-        health.errands += choice.is_owner
-        self._asking[piece] = transfer
+        self._asking[piece] = (transfer, choice, health)
         if not sender.is_alive:
             cluster.events.after(DEAD_FOUND_S, self._note_dead, transfer)
             return
@@ -139,11 +128,9 @@ class SimHost:
             cluster.events.after(cluster.topology.near_s, self._turned_away, transfer, answer)
 
     def _end_asking(self, transfer: Transfer) -> PeerHealth:
-        del self._asking[transfer.piece]
-        health = self.swarm.health_of(transfer.sender.info.id)
-        health.in_flight = max(0, health.in_flight - self.cluster.piece_bytes)
-        health.requests = max(0, health.requests - (not transfer.is_errand))
-        health.errands = max(0, health.errands - transfer.is_errand)
+        _, choice, health = self._asking.pop(transfer.piece)
+        health.in_flight -= self.cluster.piece_bytes
+        self.queue.release(choice)
         return health
 
     def received(self, transfer: Transfer) -> None:
@@ -162,7 +149,7 @@ class SimHost:
         if not self.is_alive:
             return
         health = self._end_asking(transfer)
-        self._in_hand[transfer.piece] = None
+        self._want(transfer.piece)
         now = self.cluster.events.now
         if isinstance(answer, float):
             health.note_busy(now, answer)
@@ -181,7 +168,7 @@ class SimHost:
         transfer.is_open = False
         self._end_asking(transfer).note_dead(self.cluster.events.now)
         self._tried.setdefault(transfer.piece, set()).add(transfer.sender.info.id)
-        self._in_hand[transfer.piece] = None
+        self._want(transfer.piece)
         self.look()
 
     def _take(self, piece: int) -> None:
@@ -203,7 +190,6 @@ class SimHost:
     def _want_of_origin(self, piece: int) -> None:
         if piece not in self._wanted_of_origin and piece not in self.pieces:
             self._wanted_of_origin.add(piece)
-            self.order.take(piece)
             self._owned.append(piece)
             self._fetch_some()
 
@@ -249,8 +235,9 @@ class SimHost:
             self._send(transfer)
             return None
         self._errands.setdefault(transfer.piece, []).append(transfer)
-        if transfer.piece in self._in_hand:
-            del self._in_hand[transfer.piece]
+        wanted = self._wanted.pop(transfer.piece, None)
+        if wanted is not None:
+            self.queue.withdraw(wanted)
         if transfer.piece not in self._asking:
             self._want_of_origin(transfer.piece)
         return None
@@ -282,7 +269,7 @@ class SimHost:
         """Everything that it was sending or receiving ends."""
         self.is_alive = False
         links, events = self.cluster.links, self.cluster.events
-        for transfer in list(self._asking.values()):
+        for transfer, _, _ in list(self._asking.values()):
             links.leave(transfer)
         waiting = [transfer for errands in self._errands.values() for transfer in errands]
         for transfer in [*self.link.sending, *self.link.to_send, *waiting]:

@@ -14,6 +14,7 @@ from backend.peers.swarm import AskPeer, Choice, Pause, Swarm
 
 ASKED_MAX = 12
 """Requests of this host that nobody waits for, to all other hosts together."""
+OWN_EVERY = 4
 SAMPLED = 32
 """Pieces that are compared each time: enough to find a rare one, few enough to look at for each request."""
 
@@ -102,8 +103,21 @@ def _first(pair: tuple[tuple[bool, int, float], Wanted]) -> tuple[bool, int, flo
 
 
 def fetch_order(pieces: Iterable[int], is_owned: Callable[[int], bool], chance: random.Random) -> list[int]:
-    """In which order a host comes to want pieces: those that it owns, then the others, each by chance."""
+    """In which order a host comes to want pieces: by chance, and one of `OWN_EVERY` is one that it owns.
+
+    So what it has on its way always has something that only the origin gives, and something that others give:
+    all own pieces first would fill it, and leave the links between the hosts idle until the origin is done.
+    """
     order = list(pieces)
     chance.shuffle(order)
-    order.sort(key=lambda piece: not is_owned(piece))
-    return order
+    own = [piece for piece in order if is_owned(piece)]
+    others = [piece for piece in order if not is_owned(piece)]
+    every = min(OWN_EVERY, max(1, len(order) // max(1, len(own))))
+    mixed: list[int] = []
+    while own or others:
+        mixed += own[:1] + others[: every - 1]
+        del own[:1], others[: every - 1]
+        if every == 1:
+            mixed += others
+            others = []
+    return mixed

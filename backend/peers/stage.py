@@ -66,10 +66,7 @@ class PeerStage:
         return self._hub.swarm.is_alone
 
     def spread(self) -> Iterator[int]:
-        """All chunks, piece by piece: first those that this host owns, then the others in an order by chance.
-
-        So hosts soon have different ones to give.
-        """
+        """All chunks, piece by piece, in the order in which this host comes to want them (`fetch_order`)."""
         by_piece: dict[int, list[int]] = {}
         for chunk in range(self._meta.count):
             by_piece.setdefault(self._blob.presence.piece_of(chunk), []).append(chunk)

@@ -202,8 +202,15 @@ def test_a_host_that_has_left_meanwhile_is_not_counted_below_nothing() -> None:
     assert made.health_of("h5").requests == 0
 
 
-def test_own_pieces_come_first() -> None:
-    order = fetch_order(range(20), lambda piece: piece % 5 == 0, random.Random(1))
-    assert set(order[:4]) == {0, 5, 10, 15}
-    assert sorted(order) == list(range(20))
-    assert order != fetch_order(range(20), lambda piece: piece % 5 == 0, random.Random(2))
+@pytest.mark.parametrize(("owned", "every"), [(2, 2), (4, 4), (8, 4), (100, 4)])
+def test_own_pieces_are_wanted_among_others(owned: int, every: int) -> None:
+    order = fetch_order(range(200), lambda piece: piece % owned == 0, random.Random(1))
+    assert sorted(order) == list(range(200))
+    places = [place for place, piece in enumerate(order) if piece % owned == 0]
+    assert places == list(range(0, every * len(places), every))
+    assert order != fetch_order(range(200), lambda piece: piece % owned == 0, random.Random(2))
+
+
+@pytest.mark.parametrize("is_owned", [True, False])
+def test_all_or_nothing_is_own(is_owned: bool) -> None:
+    assert sorted(fetch_order(range(9), lambda _: is_owned, random.Random(1))) == list(range(9))

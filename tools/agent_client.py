@@ -73,7 +73,6 @@ class PeerTraffic(msgspec.Struct, frozen=True):
     origin_encoded_bytes: int = 0
     peer_bytes: int = 0
     served_bytes: int = 0
-    copied_bytes: int = 0
 
 
 class LimitsChange(msgspec.Struct, frozen=True):

@@ -37,7 +37,6 @@ class PeerCounters:
     origin_bytes: int = 0
     origin_encoded_bytes: int = 0
     peer_bytes: int = 0
-    copied_bytes: int = 0
     served_bytes: int = 0
     degraded: int = 0
     hedges: int = 0
@@ -54,7 +53,6 @@ class PeerCounters:
             self.origin_encoded_bytes,
             self.peer_bytes,
             self.served_bytes,
-            self.copied_bytes,
         )
 
 

@@ -16,8 +16,6 @@ from collections.abc import Iterable, Sequence
 
 import xxhash
 
-OWNERS = 2
-"""How many may go to the origin for a piece without asking again; the second when the first is gone."""
 CANDIDATES = 32
 BLOCK_PIECES = 64
 BLOCKS_KEPT = 1024
@@ -43,10 +41,6 @@ class OwnerRanking:
         else:
             self._blocks.move_to_end(key)
         return ranked[piece - block * BLOCK_PIECES]
-
-    def owners(self, blob_id: str, piece: int, pieces: int = BLOCK_PIECES) -> Sequence[str]:
-        """The first `OWNERS` of `ranked`."""
-        return self.ranked(blob_id, piece, pieces)[:OWNERS]
 
     def _rank_block(self, blob_id: str, block: int, pieces: int) -> list[list[str]]:
         numbers = range(block * BLOCK_PIECES, max(min(pieces, (block + 1) * BLOCK_PIECES), 1))

@@ -39,7 +39,6 @@ class Traffic(msgspec.Struct, frozen=True):
     origin_encoded_bytes: int = 0
     peer_bytes: int = 0
     served_bytes: int = 0
-    copied_bytes: int = 0
 
     def __add__(self, other: "Traffic") -> "Traffic":
         pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)

@@ -23,22 +23,22 @@ def test_a_leaving_host_moves_little_of_what_others_own() -> None:
         before, after = OwnerRanking(hosts), OwnerRanking(hosts[1:])
         moved = 0
         for piece in range(640):
-            first, _ = before.owners("blob", piece, 640)
-            moved += first != hosts[0] and after.owners("blob", piece, 640)[0] != first
+            first = before.ranked("blob", piece, 640)[0]
+            moved += first != hosts[0] and after.ranked("blob", piece, 640)[0] != first
         assert moved < 640 // 3
 
 
 def test_no_host_owns_more_than_its_share() -> None:
     for pieces in (16, 64, 65, 1000):
         ranking = OwnerRanking(HOSTS[:8])
-        load = Counter(ranking.owners("blob", piece, pieces)[0] for piece in range(pieces))
+        load = Counter(ranking.ranked("blob", piece, pieces)[0] for piece in range(pieces))
         assert max(load.values()) <= sum(-(-min(64, pieces - at) // 8) for at in range(0, pieces, 64))
 
 
 def test_load_is_even() -> None:
     pieces = 100 * len(HOSTS)
     ranking = OwnerRanking(HOSTS)
-    load = Counter(ranking.owners("blob", piece, pieces)[0] for piece in range(pieces))
+    load = Counter(ranking.ranked("blob", piece, pieces)[0] for piece in range(pieces))
     assert len(load) == len(HOSTS)
     assert 50 < min(load.values()) <= max(load.values()) < 160
 
@@ -46,7 +46,7 @@ def test_load_is_even() -> None:
 def test_many_hosts_are_ranked_in_two_steps() -> None:
     ranking = OwnerRanking(HOSTS)
     assert len(ranking.ranked("blob", 1)) == CANDIDATES
-    assert OwnerRanking([]).owners("blob", 1) == []
+    assert OwnerRanking([]).ranked("blob", 1) == []
 
 
 @given(st.integers(1, 1 << 45))

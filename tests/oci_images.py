@@ -172,3 +172,10 @@ def _pair(layer: Layer | bytes | tuple[bytes, Blob]) -> tuple[bytes, Blob]:
         return layer
     tar = layer if isinstance(layer, bytes) else layer.tar()
     return tar, gzipped(tar)
+
+
+def manifest_of(directory: Path, digest: str) -> dict[str, Any]:
+    """A document of the layout in a directory."""
+    found = json.loads((directory / "blobs/sha256" / digest.removeprefix("sha256:")).read_bytes())
+    assert isinstance(found, dict)
+    return found

@@ -42,14 +42,17 @@ def main(arguments: list[str]) -> None:
     """Entry of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's affair: it ends, and the socket says so
     connection = Connection(int(arguments[0]))
-    task: LayerTask = connection.recv()
+    try:
+        task: LayerTask = connection.recv()
+    except (EOFError, ConnectionResetError):
+        return  # the parent has gone, and what it has to say it says itself
     last = 0.0
 
     def show(counters: PipelineCounters) -> None:
         nonlocal last
         if time.monotonic() - last >= PROGRESS_S:
             last = time.monotonic()
-            connection.send(counters)
+            _tell(connection, counters)
 
     try:
         if task.is_kept:
@@ -57,11 +60,16 @@ def main(arguments: list[str]) -> None:
             answer: object = index_stream(stream, task.label, task.work_dir, task.options, show)
         else:
             with Build(task.work_dir, task.options, task.dictionaries, show, LayerTree) as build:
-                connection.send(build.blob_path)
+                _tell(connection, build.blob_path)
                 answer = build.run_layer(task.label)
     except NydusError as error:
         answer = error
+    _tell(connection, answer)
+
+
+def _tell(connection: Connection, answer: object) -> None:
+    """Sends something to the parent; ends the process when that has gone."""
     try:
         connection.send(answer)
     except (BrokenPipeError, ConnectionResetError):
-        return
+        sys.exit()

@@ -301,7 +301,10 @@ def main(arguments: list[str]) -> None:
     connection = Connection(socket_fd)
     arena = mmap.mmap(arena_fd, slot_size * slots)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's affair: it ends, and the socket says so
-    options = connection.recv()
+    try:
+        options = connection.recv()
+    except (EOFError, ConnectionResetError):
+        return  # the build has failed before it came to its workers
     try:
         serve(connection, Worker(options, memoryview(arena), slot_size))
     except (BrokenPipeError, ConnectionResetError):

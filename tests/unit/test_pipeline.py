@@ -3,6 +3,10 @@
 import os
 import pickle
 import signal
+import socket
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -183,6 +187,29 @@ def test_workers_that_are_killed_before_their_first_task(tmp_path: Path) -> None
             os.kill(pid, signal.SIGKILL)
         with pytest.raises(WorkerDied, match="status -9"):
             crew.collect()
+
+
+@pytest.mark.parametrize(("module", "more"), [("worker", ["4096", "1"]), ("layer_process", [])])
+def test_a_process_whose_parent_has_gone_already_says_nothing(module: str, more: list[str]) -> None:
+    """Its traceback stood behind the error of a build that had failed early."""
+    ours, theirs = socket.socketpair()
+    with theirs, tempfile.TemporaryFile() as arena:
+        arena.truncate(4096)
+        numbers = (theirs.fileno(), arena.fileno())
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                f"import sys; from builder.{module} import main; main(sys.argv[1:])",
+                *map(str, numbers),
+                *more,
+            ],
+            pass_fds=numbers,
+            stderr=subprocess.PIPE,
+        )
+    ours.close()
+    assert process.communicate(timeout=30)[1] == b""
+    assert process.returncode == 0
 
 
 def test_errors_of_workers_travel_whole() -> None:

@@ -158,7 +158,15 @@ class Agent:
         except NydusError as error:
             log.error("%s; everything is fetched from the registry", error)
             return
-        nursery.start_soon(self._peering.run)
+        nursery.start_soon(self._run_peering, self._peering)
+
+    async def _run_peering(self, peering: Peering) -> None:
+        """A fault in it ends it, and nothing else: what peers would have given the registry gives."""
+        try:
+            await peering.run()
+        except Exception:
+            log.exception("peers are given up until the agent is started again")
+            peering.hub.swarm.enabled = False
 
     async def _adopt_all(self, nursery: trio.Nursery) -> None:
         """Goes on with every mount of a dead agent; one that cannot be opened does not stop the others."""

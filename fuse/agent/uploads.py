@@ -73,10 +73,14 @@ class Uploads:
         pause_s = RESTART_PAUSE_S
         while True:
             began = trio.current_time()
-            await self._live()
+            try:
+                await self._live()
+            except OSError as error:  # it could not be started: this host is short of something
+                log.warning("the upload server does not start: %s", error.strerror)
+            else:
+                log.warning("the upload server has died; another one is started")
             self._sent_before = self._hub.counters.served_bytes
             self.restarts += 1
-            log.warning("the upload server has died; another one is started")
             if trio.current_time() - began > LONG_LIFE_S:
                 pause_s = RESTART_PAUSE_S
             await trio.sleep(pause_s)

@@ -11,13 +11,14 @@ TEST_PACKAGES := $(DEMO_PACKAGES) skopeo umoci buildah erofs-utils attr zstd ngi
 BENCH_PACKAGES := $(DEMO_PACKAGES) erofs-utils squashfs-tools zstd
 BENCH_PEERS_PACKAGES := $(DEMO_PACKAGES) iproute2 iptables curl
 
-.PHONY: help demo test test-all check bench bench-versions bench-peers chaos fuzz fmt docs clean
+.PHONY: help demo test test-slow test-all check bench bench-versions bench-peers chaos fuzz fmt docs clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo      build, push, mount lazily and read a real tree'
 	@echo 'make test      formatting, linters, types, then unit to integration tests'
-	@echo 'make test-all  the same, the fuzz targets for a minute each, and chaos'
+	@echo 'make test-slow the tests that take longer and repeat an idea of a quick one'
+	@echo 'make test-all  both, the fuzz targets for a minute each, and chaos'
 	@echo 'make check     formatting, linters and types only'
 	@echo 'make bench     measure against tar, mkfs.erofs, squashfs and ext4'
 	@echo 'make bench-versions  what a host fetches of an image like one that it holds'
@@ -30,9 +31,12 @@ demo: $(VENV)/.demo-packages $(VENV)/.installed
 	$(BIN)/python -m tools.demo
 
 test: $(VENV)/.test-packages check
-	$(PYTEST)
+	$(PYTEST) -m 'not slow'
 
-test-all: test fuzz chaos
+test-slow: $(VENV)/.test-packages $(VENV)/.installed-test
+	$(PYTEST) -m slow
+
+test-all: test test-slow fuzz chaos
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .

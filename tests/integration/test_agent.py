@@ -213,6 +213,7 @@ def test_no_agent_to_upgrade_and_one_too_many(machine: Machine, image: str) -> N
     machine.nydus("umount", machine.directory / "mnt")
 
 
+@pytest.mark.slow
 def test_agents_killed_under_verifying_readers(tmp_path: Path, source: Path, driver: str) -> None:
     """A short run of tests/stress/chaos.py; `make chaos` is the long one."""
     report = run_chaos(tmp_path, source, driver, kills=12, seconds=6.0)

@@ -102,6 +102,7 @@ def described(tree: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.needs_fuse
 @pytest.mark.parametrize("image_format", ["oci", "docker"])
+@pytest.mark.slow
 def test_an_image_of_buildah_is_mounted_as_buildah_has_it(
     tmp_path: Path, buildah: Buildah, anonymous_registry: RegistryServer, mountpoint: Path, image_format: str
 ) -> None:

@@ -43,6 +43,7 @@ def test_only_new_blobs_travel(machine: Machine, source: Path, anonymous_registr
     assert (again["blobs_uploaded"], again["blobs_skipped"], again["bytes_uploaded"]) == (0, 1, 0)
 
 
+@pytest.mark.slow
 def test_no_registry_listens(machine: Machine, source: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     for arguments in (["ls", f"{address}/a/b"], ["build", source, f"{address}/a/b"]):

@@ -71,6 +71,7 @@ def test_small_blobs_are_put_together(machine: Machine) -> None:
 
 
 @pytest.mark.needs_root
+@pytest.mark.slow
 def test_what_looks_like_a_mark_is_a_file_of_the_image(tmp_path: Path, machine: Machine) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
@@ -84,6 +85,7 @@ def test_what_looks_like_a_mark_is_a_file_of_the_image(tmp_path: Path, machine: 
     assert tree_of(machine, target, "after") == tree_of(machine, source, "before")
 
 
+@pytest.mark.slow
 def test_chunks_of_replaced_members_of_a_tar_go(tmp_path: Path, machine: Machine) -> None:
     """A build keeps their rows in its chunk table."""
     tar = tmp_path / "twice.tar"

@@ -64,6 +64,7 @@ def test_a_registry_image_becomes_the_same_tree(
     assert ours == wanted
 
 
+@pytest.mark.slow
 def test_the_same_image_on_any_number_of_workers_and_again(machine: Machine, layout: Layout) -> None:
     layout.image([text_layer("a", 3 * MIB), Layer().add("b", noise(2 * MIB)), text_layer("c", 10)], tag="v1")
     first = machine.json("convert", f"oci:{layout.path}:v1", f"oci:{machine.directory}/one:v1", "--threads=1")
@@ -76,6 +77,7 @@ def test_the_same_image_on_any_number_of_workers_and_again(machine: Machine, lay
     assert (again["layers_converted"], again["bytes_uploaded"]) == (0, 0)
 
 
+@pytest.mark.slow
 def test_of_several_variants_the_best_is_converted(machine: Machine, layout: Layout) -> None:
     """The order in the index says nothing."""
     variants = ("v5", "v7", "v6")

@@ -37,6 +37,7 @@ def test_only_the_layer_that_changed_is_converted_and_sent(machine: Machine, lay
     assert report["bytes_uploaded"] < 1.05 * MIB
 
 
+@pytest.mark.slow
 def test_a_known_layer_goes_to_another_place_without_being_converted(
     machine: Machine, layout: Layout
 ) -> None:
@@ -52,6 +53,7 @@ def test_a_known_layer_goes_to_another_place_without_being_converted(
     machine.nydus("check", "--deep", f"oci:{machine.directory}/third:v1")
 
 
+@pytest.mark.slow
 def test_a_build_cache_serves_hosts_that_keep_nothing(
     machine: Machine, layout: Layout, anonymous_registry: RegistryServer
 ) -> None:
@@ -178,6 +180,7 @@ def test_a_lost_chunk_table_is_made_again(machine: Machine, layout: Layout) -> N
     assert machine.json("convert", source, f"oci:{out}:v1")["layers_converted"] == 1
 
 
+@pytest.mark.slow
 def test_two_conversions_of_one_layer_at_once(machine: Machine, layout: Layout) -> None:
     layout.image([Layer().add("large", noise(64 * MIB, 1))], tag="v1")
     commands = [

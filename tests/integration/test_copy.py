@@ -146,6 +146,7 @@ class Heard:
 
 @pytest.mark.parametrize("target", ["registry", "layout", "archive"])
 @pytest.mark.parametrize("source", ["layout", "archive"])
+@pytest.mark.slow
 async def test_memory_does_not_grow_with_the_blob(
     anonymous_registry: RegistryServer, tmp_path: Path, source: str, target: str
 ) -> None:

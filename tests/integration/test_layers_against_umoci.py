@@ -136,6 +136,7 @@ def test_every_kind_of_entry_and_of_change(tmp_path: Path) -> None:
     assert_same(busy_layers(), tmp_path)
 
 
+@pytest.mark.slow
 def test_very_many_layers(tmp_path: Path) -> None:
     layers = []
     for number in range(128):

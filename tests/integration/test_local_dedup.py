@@ -163,6 +163,7 @@ def test_both_are_mounted_and_read_at_once(
 
 
 @pytest.mark.parametrize("kernel", ["erofs", "fuse"])
+@pytest.mark.slow
 def test_killed_while_it_copies_and_with_a_broken_index(
     machine: Machine, images: tuple[str, str], sources: tuple[Path, Path], kernel: str
 ) -> None:

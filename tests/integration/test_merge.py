@@ -90,6 +90,7 @@ def test_the_tree_is_that_of_overlayfs(machine: Machine, tmp_path: Path) -> None
     machine.nydus("check", "--deep", target)
 
 
+@pytest.mark.slow
 def test_images_of_one_registry_are_merged_without_moving_a_blob(
     machine: Machine, tmp_path: Path, anonymous_registry: RegistryServer
 ) -> None:

@@ -61,6 +61,7 @@ def held(cluster: Cluster, host: PeerHost, source: Path) -> str:
     return reference
 
 
+@pytest.mark.slow
 def test_what_a_host_sends_keeps_to_its_limit_and_to_another_one_at_once(tmp_path: Path) -> None:
     source = make_model(tmp_path / "model", 100 * MIB)
     with peer_cluster(tmp_path / "cluster", 2) as cluster:
@@ -77,6 +78,7 @@ def test_what_a_host_sends_keeps_to_its_limit_and_to_another_one_at_once(tmp_pat
             assert same(source, taker.mount_dir)
 
 
+@pytest.mark.slow
 def test_what_a_host_receives_keeps_to_its_limit(tmp_path: Path) -> None:
     source = make_model(tmp_path / "model", 100 * MIB)
     with peer_cluster(tmp_path / "cluster", 1) as cluster:
@@ -93,6 +95,7 @@ def test_what_a_host_receives_keeps_to_its_limit(tmp_path: Path) -> None:
         assert "limits: down 4.0 MiB/s" in taker.machine.nydus("status", "--peers")
 
 
+@pytest.mark.slow
 def test_all_hosts_together_keep_to_the_limit_of_the_origin(tmp_path: Path) -> None:
     limit = 6 * MIB
     with peer_cluster(tmp_path / "cluster", 3) as cluster, ExitStack() as readers:

@@ -95,6 +95,7 @@ def test_hosts_with_certificates_give_each_other_what_they_have(tmp_path: Path) 
         assert all(members(host) == 2 for host in cluster.hosts[:2])
 
 
+@pytest.mark.slow
 def test_a_certificate_says_where_a_host_is_and_in_which_scope(tmp_path: Path) -> None:
     source = make_model(tmp_path / "model", SIZE)
     authority = Authority.create(tmp_path / "pki")

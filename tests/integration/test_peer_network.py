@@ -41,6 +41,7 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
         yield bed
 
 
+@pytest.mark.slow
 def test_without_peers_the_registry_sends_everything_to_everybody(bed: Bed) -> None:
     outcome = start(bed, HOSTS, False)
     assert outcome.is_right, outcome

@@ -45,6 +45,7 @@ def _round_trip(machine: Machine, source: Path, *flags: str) -> Path:
 
 @pytest.mark.needs_root
 @pytest.mark.parametrize("root", TREES, ids=str)
+@pytest.mark.slow
 def test_a_tree_of_this_machine(tmp_path: Path, root: Path) -> None:
     if not root.is_dir():
         pytest.skip(f"no {root}")

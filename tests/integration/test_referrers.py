@@ -30,6 +30,7 @@ def manifest_at(server: RegistryServer, repository: str, key: str) -> dict[str, 
     return found
 
 
+@pytest.mark.slow
 def test_a_registry_without_the_api_keeps_the_list_under_a_tag(
     anonymous_registry: RegistryServer, machine: Machine, tmp_path: Path
 ) -> None:

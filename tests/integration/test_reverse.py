@@ -122,6 +122,7 @@ UNPACK: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.decompress, "zstd": 
     [("gzip", "+gzip"), ("zstd", "+zstd"), ("none", "")],
     ids=("gzip", "zstd", "none"),
 )
+@pytest.mark.slow
 def test_the_layer_is_packed_as_asked(
     tmp_path: Path, machine: Machine, anonymous_registry: RegistryServer, compression: str, suffix: str
 ) -> None:

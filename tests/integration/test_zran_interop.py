@@ -180,6 +180,7 @@ def test_a_table_that_is_not_what_it_was_is_a_fault(machine: Machine, layout: La
 
 
 @pytest.mark.needs_registry
+@pytest.mark.slow
 def test_tables_travel_with_their_layers(
     machine: Machine, layout: Layout, tmp_path: Path, anonymous_registry: RegistryServer
 ) -> None:

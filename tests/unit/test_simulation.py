@@ -64,6 +64,7 @@ def test_no_link_carries_more_than_it_can() -> None:
         assert not host.link.to_receive
 
 
+@pytest.mark.slow
 def test_the_two_ways_to_exchange_give_about_the_same() -> None:
     # One run is off by a tenth by chance alone: the means of three are compared.
     full, shared = (

@@ -164,6 +164,7 @@ async def test_links_that_go_in_circles(tmp_path: Path) -> None:
         found.find("a")
 
 
+@pytest.mark.slow
 async def test_the_number_of_members_and_the_memory_for_them_are_bounded(tmp_path: Path) -> None:
     member = tarfile.TarInfo()
     with (tmp_path / "a.tar").open("wb") as file:

@@ -111,13 +111,17 @@ class ChunkFetcher:
         self._origin.counters = peers.hub.counters
 
     @property
-    def asks_peers(self) -> bool:
-        """Whether there are other hosts to ask."""
-        return self._asked_peers() is not None
+    def is_shared(self) -> bool:
+        """Whether other hosts are asked, as soon as there are any."""
+        return self._peers is not None
 
-    def chunks_in_order(self) -> Iterable[int]:
-        """All chunks, in the order in which it is best to fetch them when nobody waits for any."""
-        return self._peers.spread() if self._peers is not None else range(self.chunk_count)
+    async def ensure_all(self) -> None:
+        """Makes all chunks ready that others have or want, too, in an order that suits all hosts.
+
+        Raises what `ensure_chunks` raises, in a group. Only for a blob that `is_shared`.
+        """
+        assert self._peers is not None
+        await self._peers.spread(lambda chunks: self.ensure_chunks(chunks, FetchClass.PREFETCH))
 
     def can_verify(self, index: int) -> bool:
         """Whether this image names the chunk; others are neighbours in a blob of another image."""

@@ -48,6 +48,7 @@ class FetchPool:
         self.peer_gate = PriorityGate(options.peer_connections, options.peer_reserved)
         self.origin_window = OriginWindow()
         self.owned_gate = PriorityGate(self.origin_window.slots + options.reserved, options.reserved)
+        self._lent = 0
         self.decoders = PriorityGate(options.decode_threads or len(os.sched_getaffinity(0)), 0)
         self.buffers = BufferPool()
         self._blobs: list[tuple[CachedBlob, Callable[[Collection[int]], None] | None]] = []
@@ -64,10 +65,33 @@ class FetchPool:
             gate.raise_to(ticket, fetch_class)
         self.limits.raise_to(ticket, fetch_class)
 
-    def note_owned(self, size_bytes: int, duration_s: float) -> None:
-        """The origin has sent, for others too, `size_bytes` in that time."""
-        if self.origin_window.note(size_bytes, duration_s):
-            self.owned_gate.resize(self.origin_window.slots + self.options.reserved)
+    @asynccontextmanager
+    async def owned(self, ticket: Ticket, size_bytes: int) -> AsyncIterator[None]:
+        """A place among the requests to the origin that are made for other hosts, too.
+
+        It is lent to the next one as well when this one lasts too long: on a full link one connection may
+        starve beside others, and everybody would wait for what this host is to bring.
+        """
+        async with self.owned_gate.slot(ticket), trio.open_nursery() as nursery:
+            began = trio.current_time()
+            nursery.start_soon(self._lend, self.origin_window.patience_s(size_bytes))
+            yield
+            nursery.cancel_scope.cancel()
+            self.origin_window.note(size_bytes, trio.current_time() - began)
+            self._resize_owned()
+
+    async def _lend(self, patience_s: float) -> None:
+        await trio.sleep(patience_s)
+        self._lent += 1
+        self._resize_owned()
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._lent -= 1
+            self._resize_owned()
+
+    def _resize_owned(self) -> None:
+        self.owned_gate.resize(self.origin_window.slots + self._lent + self.options.reserved)
 
     def note_added(self) -> None:
         """Chunks were added to some blob: a flush is due soon, or now when they are many."""

@@ -67,11 +67,8 @@ class OriginStage:
     async def fetch_owned(self, flights: list[Flight], ticket: Ticket) -> None:
         """From the origin, for others too: few at a time where that is what keeps them from coming late."""
         try:
-            async with self._pool.owned_gate.slot(ticket):
-                began = trio.current_time()
+            async with self._pool.owned(ticket, sum(flight.extent.size for flight in flights)):
                 await self.fetch(flights, ticket)
-                size_bytes = sum(flight.extent.size for flight in flights)
-                self._pool.note_owned(size_bytes, trio.current_time() - began)
         finally:
             self._fail(flights, FetchFailed(blob_id=self._blob.blob_id, why="the fetch was given up"))
 

@@ -1,7 +1,11 @@
 """Fetches what will be read, before anybody reads it, behind everything that somebody waits for.
 
-Concurrency: one task plans, and at most `SPANS_AT_ONCE` spans are on their way. The plan is a generator
-over the bootstrap; there is a checkpoint after each file, because an image may have a million.
+First what the image names. The rest in the order of the blob, or, among hosts that give to each other, as
+it suits them all (`PiecePicker`).
+
+Concurrency: one task plans, and at most `SPANS_AT_ONCE` spans are on their way, or `BLOBS_AT_ONCE` blobs. The
+plan is a generator over the bootstrap; there is a checkpoint after each file, because an image may have a
+million.
 """
 
 import logging
@@ -11,6 +15,7 @@ from dataclasses import dataclass
 import trio
 
 from backend.fetch import ChunkFetcher
+from backend.pieces import first_failure
 from backend.prefetch_mode import PrefetchMode
 from backend.priority import FetchClass
 from rafs.bootstrap import Bootstrap
@@ -22,8 +27,8 @@ log = logging.getLogger(__name__)
 SPAN_CHUNKS = 512
 SPAN_DECODED_BYTES = 16 << 20
 SPANS_AT_ONCE = 2
-SPANS_AMONG_PEERS = 8
-"""Some pieces are with others already, some not yet: of many, some can always be had."""
+BLOBS_AT_ONCE = 4
+"""Among hosts that give to each other: one blob has its end while another one begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +43,25 @@ async def prefetch(bootstrap: Bootstrap, fetchers: Mapping[int, ChunkFetcher], m
     """Runs until everything that `mode` names was fetched; gives up, with a WARNING, at the first failure."""
     if mode is PrefetchMode.NONE:
         return
-    among_peers = any(fetcher.asks_peers for fetcher in fetchers.values())
-    free = trio.Semaphore(SPANS_AMONG_PEERS if among_peers else SPANS_AT_ONCE)
+    free = trio.Semaphore(SPANS_AT_ONCE)
     try:
         async with trio.open_nursery() as nursery:
-            for span in plan_prefetch(bootstrap, fetchers, mode):
+            for span in _plan(bootstrap, fetchers, mode):
                 await free.acquire()
                 if span.chunks:
                     nursery.start_soon(_fetch_span, fetchers[span.blob_index], span, free)
                 else:
                     free.release()
+        if mode is PrefetchMode.ALL:
+            blobs = trio.Semaphore(BLOBS_AT_ONCE)
+            async with trio.open_nursery() as nursery:
+                for fetcher in fetchers.values():
+                    if not fetcher.is_shared:
+                        continue
+                    await blobs.acquire()
+                    nursery.start_soon(_fetch_all, fetcher, blobs)
     except* NydusError as group:
-        log.warning("prefetch stopped, the mount goes on: %s", group.exceptions[0])
+        log.warning("prefetch stopped, the mount goes on: %s", first_failure(group))
     except* Exception:
         log.exception("fault in prefetch; the mount goes on without")
 
@@ -61,11 +73,15 @@ async def _fetch_span(fetcher: ChunkFetcher, span: Span, free: trio.Semaphore) -
         free.release()
 
 
-def plan_prefetch(
-    bootstrap: Bootstrap, fetchers: Mapping[int, ChunkFetcher], mode: PrefetchMode
-) -> Iterator[Span]:
-    """The hinted files in their order; with `ALL` then every blob from its start to its end, or, among
-    hosts that give to each other, piece by piece in an order of this host's own.
+async def _fetch_all(fetcher: ChunkFetcher, free: trio.Semaphore) -> None:
+    try:
+        await fetcher.ensure_all()
+    finally:
+        free.release()
+
+
+def _plan(bootstrap: Bootstrap, fetchers: Mapping[int, ChunkFetcher], mode: PrefetchMode) -> Iterator[Span]:
+    """The hinted files in their order; with `ALL` then every blob that nobody shares, from start to end.
 
     Chunks that are ready are left out. Empty spans stand between, so that the caller can let others run.
     """
@@ -92,8 +108,9 @@ def _chunks(
                 yield ref.blob_index, ref.chunk_index
     if mode is PrefetchMode.ALL:
         for blob_index, fetcher in fetchers.items():
-            for chunk in fetcher.chunks_in_order():
-                yield blob_index, chunk
+            if not fetcher.is_shared:
+                for chunk in range(fetcher.chunk_count):
+                    yield blob_index, chunk
 
 
 def _files_under(bootstrap: Bootstrap, start: Inode) -> Iterator[Inode]:

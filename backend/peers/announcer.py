@@ -90,7 +90,7 @@ class Announcer:
         self._must_tell_everything = answer.wants_everything
         self._hub.swarm.take(answer)
         self._take_terms(answer, asked_at)
-        self._hub.queue.dispatch()
+        self._hub.note_news()
         self._hub.known.set()
         return 0.0 if answer.wants_everything else min(max(answer.interval_s, 0.05), 10.0)
 

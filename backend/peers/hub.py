@@ -18,7 +18,7 @@ from backend.peers.client import PeerClient
 from backend.peers.piece import PieceGrid
 from backend.peers.piece_queue import PieceQueue
 from backend.peers.presence import PiecePresence
-from backend.peers.swarm import Swarm
+from backend.peers.swarm import Choice, Swarm
 from backend.peers.wire import BadPeer, HostInfo, Traffic
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ class PeerHub:
         """Called when that has changed."""
         self.known = trio.Event()
         """A scheduler has answered for the first time."""
+        self.has_changed = trio.lowlevel.ParkingLot()
+        """Waits for what may let this host ask for more: others have got something, a request has ended."""
         self.has_news = trio.Event()
         """Somebody has come to want a blob: an announcement is due at once."""
 
@@ -147,6 +149,16 @@ class PeerHub:
         """Waits for a moment for the first answer of a scheduler, so that the others are known."""
         with trio.move_on_after(timeout_s):
             await self.known.wait()
+
+    def release(self, choice: Choice) -> None:
+        """A request that the queue had decided has ended."""
+        self.queue.release(choice)
+        self.has_changed.unpark_all()
+
+    def note_news(self) -> None:
+        """Others have told what they have."""
+        self.queue.dispatch()
+        self.has_changed.unpark_all()
 
     def note_wrong(self, host: HostInfo, blob_id: str) -> None:
         """A host has sent wrong bytes: it is left alone, and reported."""

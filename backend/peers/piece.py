@@ -45,9 +45,10 @@ class PieceGrid:
 
 
 class PieceSet:
-    """Some of a blob's pieces, one bit each; the first piece is the highest bit of the first byte."""
+    """Some of a blob's pieces, one bit each in `mask`; written out, the first piece is the highest bit of the
+    first byte."""
 
-    __slots__ = ("_bits", "count")
+    __slots__ = ("_top", "count", "mask")
 
     def __init__(self, count: int, bits: bytes = b"") -> None:
         """Raises `ValueError` when `bits` are not those of `count` pieces."""
@@ -55,31 +56,43 @@ class PieceSet:
         if bits and (len(bits) != size or (count % 8 and bits[-1] & (0xFF >> count % 8))):
             raise ValueError(f"{len(bits)} bytes do not tell of {count} pieces")
         self.count = count
-        self._bits = bytearray(bits or size)
+        self._top = size * 8 - 1
+        self.mask = int.from_bytes(bits)
 
     def __contains__(self, piece: int) -> bool:
-        return bool(self._bits[piece >> 3] & 0x80 >> (piece & 7))
+        return bool(self.mask >> (self._top - piece) & 1)
 
     def __len__(self) -> int:
-        return int.from_bytes(self._bits).bit_count()
+        return self.mask.bit_count()
 
     def __iter__(self) -> Iterator[int]:
-        for place, byte in enumerate(self._bits):
-            if byte:
-                yield from (place * 8 + bit for bit in range(8) if byte & 0x80 >> bit)
+        mask = self.mask
+        while mask:
+            bit = mask.bit_length() - 1
+            yield self._top - bit
+            mask ^= 1 << bit
 
     def __bytes__(self) -> bytes:
-        return bytes(self._bits)
+        return self.mask.to_bytes((self._top + 1) // 8)
+
+    @property
+    def lacking(self) -> int:
+        """The mask of the pieces that are not in."""
+        return ((1 << self.count) - 1 << (self._top + 1 - self.count)) ^ self.mask
+
+    def place_of(self, piece: int) -> int:
+        """The number of a piece's bit in a mask."""
+        return self._top - piece
 
     def add(self, piece: int) -> None:
         """Raises `IndexError` for a piece that the blob has not."""
         if not 0 <= piece < self.count:
             raise IndexError(piece)
-        self._bits[piece >> 3] |= 0x80 >> (piece & 7)
+        self.mask |= 1 << (self._top - piece)
 
     def discard(self, piece: int) -> None:
         """Takes a piece out, if it is in."""
-        self._bits[piece >> 3] &= ~(0x80 >> (piece & 7)) & 0xFF
+        self.mask &= ~(1 << (self._top - piece))
 
     def update(self, pieces: Iterable[int]) -> None:
         """Adds pieces. Raises `IndexError`."""
@@ -88,5 +101,9 @@ class PieceSet:
 
     def merge(self, other: "PieceSet") -> None:
         """Adds the pieces of another set of the same blob."""
-        merged = int.from_bytes(self._bits) | int.from_bytes(other._bits)
-        self._bits[:] = merged.to_bytes(len(self._bits))
+        self.mask |= other.mask
+
+    def some_of(self, mask: int, place: float) -> int:
+        """A piece of a mask that is not empty: the first one from a place (0 to 1) of the blob on."""
+        below = mask & ((1 << round((1 - place) * (self._top + 1))) - 1)
+        return self._top + 1 - (below or mask).bit_length()

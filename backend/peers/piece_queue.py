@@ -6,7 +6,7 @@ everybody waits for the few that have the rest (Legout et al., "Rarest first and
 """
 
 import random
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from backend.peers.health import PeerHealth
@@ -14,7 +14,6 @@ from backend.peers.swarm import AskPeer, Choice, Pause, Swarm
 
 ASKED_MAX = 12
 """Requests of this host that nobody waits for, to all other hosts together."""
-OWN_EVERY = 4
 SAMPLED = 32
 """Pieces that are compared each time: enough to find a rare one, few enough to look at for each request."""
 
@@ -46,6 +45,11 @@ class PieceQueue:
         """Requests that are under way."""
         return len(self._asked)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether more should be wanted: what is wanted can be asked for at once."""
+        return len(self._asked) + len(self._waiting) < ASKED_MAX
+
     def add(self, wanted: Wanted) -> None:
         """Something is wanted from the next `dispatch` on, until it is decided or withdrawn."""
         self._waiting[wanted] = None
@@ -64,13 +68,16 @@ class PieceQueue:
 
     def dispatch(self) -> None:
         """Decides what can be decided now; for when a request has ended, or others have got something."""
+        if not self._waiting:
+            return
         waiting = list(self._waiting)
         if len(waiting) > SAMPLED:
             waiting = self._chance.sample(waiting, SAMPLED)
         decisions: list[tuple[Wanted, Choice]] = []
+        is_full = len(self._asked) >= ASKED_MAX
         for rarity, wanted in sorted(((self._rarity(each), each) for each in waiting), key=_first):
             is_offered = not rarity[0]
-            if is_offered and len(self._asked) >= ASKED_MAX:
+            if is_offered and is_full:
                 continue
             choice = self._swarm.choose(
                 wanted.blob_id, wanted.piece, wanted.size_bytes, self._clock(), wanted.tried, is_urgent=False
@@ -100,24 +107,3 @@ class PieceQueue:
 
 def _first(pair: tuple[tuple[bool, int, float], Wanted]) -> tuple[bool, int, float]:
     return pair[0]
-
-
-def fetch_order(pieces: Iterable[int], is_owned: Callable[[int], bool], chance: random.Random) -> list[int]:
-    """In which order a host comes to want pieces: by chance, and one of `OWN_EVERY` is one that it owns.
-
-    So what it has on its way always has something that only the origin gives, and something that others give:
-    all own pieces first would fill it, and leave the links between the hosts idle until the origin is done.
-    """
-    order = list(pieces)
-    chance.shuffle(order)
-    own = [piece for piece in order if is_owned(piece)]
-    others = [piece for piece in order if not is_owned(piece)]
-    every = min(OWN_EVERY, max(1, len(order) // max(1, len(own))))
-    mixed: list[int] = []
-    while own or others:
-        mixed += own[:1] + others[: every - 1]
-        del own[:1], others[: every - 1]
-        if every == 1:
-            mixed += others
-            others = []
-    return mixed

@@ -5,7 +5,8 @@ is cancelled its caller lands them.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import trio
 
@@ -16,7 +17,8 @@ from backend.fetch_pool import FetchPool
 from backend.peers.client import PeerFailed, PeerRequest, Verdict
 from backend.peers.hub import PeerBlob, PeerHub
 from backend.peers.intake import Intake
-from backend.peers.piece_queue import Wanted, fetch_order
+from backend.peers.piece_picker import PiecePicker
+from backend.peers.piece_queue import Wanted
 from backend.peers.swarm import AskOrigin, AskPeer, Choice, Pause
 from backend.peers.wire import HostInfo
 from backend.priority import FetchClass, Ticket
@@ -27,6 +29,11 @@ log = logging.getLogger(__name__)
 
 REQUEST_BYTES = 4 << 20
 """Decoded bytes of one request: several hosts share a large piece."""
+ALONE_PIECES = 4
+"""Pieces that are begun at a time while there is nobody to share them with."""
+LOOK_AGAIN_S = 0.25
+STEPS_UNTIL_ASKED = 3
+"""Checkpoints until the requests for a piece that was begun have come to the queue."""
 PAUSE_MIN_S = 0.02
 PAUSE_MAX_S = 0.5
 DECISION_MAX_S = 0.25
@@ -65,16 +72,35 @@ class PeerStage:
         """Whether there is nobody to ask."""
         return self._hub.swarm.is_alone
 
-    def spread(self) -> Iterator[int]:
-        """All chunks, piece by piece, in the order in which this host comes to want them (`fetch_order`)."""
-        by_piece: dict[int, list[int]] = {}
+    async def spread(self, fetch: Callable[[Sequence[int]], Awaitable[object]]) -> None:
+        """Has the chunks of every piece that is not whole fetched, in the order that is best for all hosts.
+
+        Raises what `fetch` raises, in a group.
+        """
+        hub, blob = self._hub, self._blob
+        chunks = [array("L") for _ in range(blob.presence.grid.count)]
         for chunk in range(self._meta.count):
-            by_piece.setdefault(self._blob.presence.piece_of(chunk), []).append(chunk)
-        now, swarm = trio.current_time(), self._hub.swarm
-        for piece in fetch_order(
-            by_piece, lambda piece: swarm.is_owner(self._blob.blob_id, piece, now), self._hub.chance
-        ):
-            yield from by_piece[piece]
+            chunks[blob.presence.piece_of(chunk)].append(chunk)
+        picker = PiecePicker(
+            hub.swarm, hub.queue, blob.blob_id, blob.presence.pieces, hub.chance, trio.current_time
+        )
+
+        async def bring(piece: int) -> None:
+            await fetch(chunks[piece])
+            picker.end(piece)
+            hub.has_changed.unpark_all()
+
+        async with trio.open_nursery() as nursery:
+            while not picker.is_done:
+                own_max = ALONE_PIECES if self.is_alone else self._pool.origin_window.slots + 1
+                piece = picker.begin(own_max)
+                if piece is None:
+                    with trio.move_on_after(LOOK_AGAIN_S):
+                        await hub.has_changed.park()
+                else:
+                    nursery.start_soon(bring, piece)
+                    for _ in range(STEPS_UNTIL_ASKED):
+                        await trio.lowlevel.checkpoint()
 
     def runs(self, extents: Iterable[BlobExtent], limit_bytes: int) -> list[list[BlobExtent]]:
         """Groups extents into runs of one piece each, to be brought one by one."""
@@ -113,7 +139,7 @@ class PeerStage:
                 left = await self._ask(choice, left, ticket, piece, tried)
             finally:
                 if is_queued:  # as it was then: a reader may have come meanwhile
-                    hub.queue.release(choice)
+                    hub.release(choice)
             if len(left) < before:
                 busy_since = trio.current_time()
         return []
@@ -137,7 +163,7 @@ class PeerStage:
                 await decided.wait()
         except trio.Cancelled:
             for choice in choices:
-                queue.release(choice)
+                self._hub.release(choice)
             raise
         finally:
             queue.withdraw(wanted)

@@ -21,6 +21,8 @@ OWNER_TRIES = 3
 FAR_FACTOR = 2.0
 """A host of another zone is asked when it promises to be this much faster."""
 PIECES_MAX = 1 << 16
+COMMON = 4
+"""What so many hosts have is not rare, and not counted any further."""
 REQUESTS_MAX = 12
 REQUESTS_OF_PEER = range(2, 7)
 """What nobody waits for is asked of a host so many times at once, the fewer the more hosts there are: what
@@ -69,6 +71,10 @@ class Swarm:
         self._ranking = OwnerRanking([own_id])
         self._holders: dict[str, dict[str, PieceSet]] = {}
         self._pieces: dict[str, int] = {}
+        self._commonness: dict[str, list[int]] = {}
+        """Until what others have changes."""
+        self._own: dict[str, PieceSet] = {}
+        self._own_of: OwnerRanking | None = None
         self._banned: frozenset[str] = frozenset()
 
     # -- what is heard
@@ -86,6 +92,7 @@ class Swarm:
             self._rank()
         for holding in answer.holders:
             self._take_holding(holding)
+            self._commonness.pop(holding.blob_id, None)
         self.enabled = answer.peers_enabled
         self._banned = frozenset(answer.banned)
 
@@ -95,30 +102,47 @@ class Swarm:
         """Takes over tables that somebody else keeps: those of thousands of hosts in one process."""
         self.members, self._ranking = members, ranking
         self._holders[blob_id] = holders
+        self._commonness.pop(blob_id, None)
 
     def forget_all(self) -> None:
         """No scheduler knows this host any more: what others have is learnt anew."""
         self._holders.clear()
+        self._commonness.clear()
 
     def note_blob(self, blob_id: str, pieces: int) -> None:
         """The blob is of interest, and has so many pieces."""
         self._pieces[blob_id] = pieces
+        holders = self._holders.get(blob_id, {})
+        for name in [name for name, held in holders.items() if held.count != pieces]:
+            del holders[name]
+        self._commonness.pop(blob_id, None)
 
     def forget_blob(self, blob_id: str) -> None:
         """The blob is of no interest any more."""
         self._holders.pop(blob_id, None)
         self._pieces.pop(blob_id, None)
+        self._commonness.pop(blob_id, None)
 
     def note_holder(self, blob_id: str, host_id: str, piece: int, count: int) -> None:
         """Another host was found to have a piece."""
         if host_id in self.members and host_id != self.own_id:
+            self._commonness.pop(blob_id, None)
             self._holders.setdefault(blob_id, {}).setdefault(host_id, PieceSet(count)).add(piece)
+
+    def note_more(self, blob_id: str, host_id: str, told: PieceSet) -> None:
+        """A known host has these pieces, too."""
+        known = self._holders.setdefault(blob_id, {}).setdefault(host_id, PieceSet(told.count))
+        masks = self._commonness.get(blob_id)
+        if masks is not None:
+            _count(masks, told.mask & ~known.mask)
+        known.merge(told)
 
     def note_absent(self, blob_id: str, host_id: str, piece: int) -> None:
         """A host has not what it was thought to have."""
         pieces = self._holders.get(blob_id, {}).get(host_id)
         if pieces is not None and piece < pieces.count:
             pieces.discard(piece)
+            self._commonness.pop(blob_id, None)
 
     def health_of(self, host_id: str) -> PeerHealth:
         """What was learnt about a host."""
@@ -136,7 +160,7 @@ class Swarm:
     @property
     def is_alone(self) -> bool:
         """Whether there is nobody to ask."""
-        return not self.enabled or not self.members.keys() - {self.own_id}
+        return not self.enabled or len(self.members) <= (self.own_id in self.members)
 
     def is_owner(self, blob_id: str, piece: int, now: float) -> bool:
         """Whether this host is to bring a piece from the origin: no usable host is before it."""
@@ -155,10 +179,58 @@ class Swarm:
         """
         return self.own_id in self._ranked(blob_id, piece)[:OWNER_TRIES]
 
+    def own_pieces(self, blob_id: str, count: int) -> PieceSet:
+        """The pieces, of so many, for which this host comes first, whoever is usable."""
+        if self._own_of is not self._ranking:
+            self._own_of, self._own = self._ranking, {}
+        own = self._own.get(blob_id)
+        if own is None or own.count != count:
+            own = self._own[blob_id] = PieceSet(count)
+            own.update(piece for piece in range(count) if self._ranked(blob_id, piece)[0] == self.own_id)
+        return own
+
+    def offer(self, blob_id: str, lacking: int, now: float) -> int:
+        """What of the mask `lacking` one host has that may be asked for more now: the best of some."""
+        limit, best_s, offer = self._requests_max(), math.inf, 0
+        compared = 0
+        for name, pieces in self._in_some_order(blob_id):
+            mask = pieces.mask & lacking
+            if not mask or not self._is_usable(name, now):
+                continue
+            health = self.health_of(name)
+            if now < health.busy_until or health.requests >= limit:
+                continue
+            due_s = self._due_s(name, 0)
+            if due_s < best_s:
+                best_s, offer = due_s, mask
+            compared += 1
+            if compared == SAMPLED:
+                break
+        return offer
+
+    def commonness(self, blob_id: str) -> Sequence[int]:
+        """Masks of the pieces that at least one known host has, at least two, and so on up to `COMMON`."""
+        found = self._commonness.get(blob_id)
+        if found is None:
+            found = self._commonness[blob_id] = [0] * COMMON
+            for pieces in self._holders.get(blob_id, {}).values():
+                _count(found, pieces.mask)
+        return found
+
     def holder_count(self, blob_id: str, piece: int) -> int:
-        """How many of the known hosts have a piece."""
-        holders = self._holders.get(blob_id, {})
-        return sum(piece < pieces.count and piece in pieces for pieces in holders.values())
+        """How many of the known hosts have a piece; `COMMON` stands for more, too."""
+        holders = self._holders.get(blob_id)
+        if not holders:
+            return 0
+        one_of_them = next(iter(holders.values()))
+        if piece >= one_of_them.count:
+            return 0
+        place, count = one_of_them.place_of(piece), 0
+        for mask in self.commonness(blob_id):
+            if not mask >> place & 1:
+                break
+            count += 1
+        return count
 
     def choose(
         self,
@@ -179,7 +251,8 @@ class Swarm:
         limit = sys.maxsize if is_urgent else self._requests_max()
         free: list[str] = []
         is_full, busy_until = False, math.inf
-        for name, pieces in self._in_some_order(blob_id):
+        is_had = self.holder_count(blob_id, piece)
+        for name, pieces in self._in_some_order(blob_id) if is_had else ():
             if (
                 piece >= pieces.count
                 or piece not in pieces
@@ -254,23 +327,25 @@ class Swarm:
         return known[start:] + known[:start]
 
     def _best(self, names: list[str], size_bytes: int) -> str:
-        def due_s(name: str) -> float:
-            factor = 1.0 if self.members[name].zone == self._zone else FAR_FACTOR
-            return factor * self.health_of(name).due_s(size_bytes)
+        return min(names, key=lambda name: self._due_s(name, size_bytes))
 
-        return min(names, key=due_s)
+    def _due_s(self, name: str, size_bytes: int) -> float:
+        factor = 1.0 if self.members[name].zone == self._zone else FAR_FACTOR
+        return factor * self.health_of(name).due_s(size_bytes)
 
     def _rank(self) -> None:
         self._ranking = OwnerRanking({*self.members, self.own_id})
         for name in [name for name in self.health if name not in self.members]:
             del self.health[name]
+        self._commonness.clear()
         for holders in self._holders.values():
             for name in [name for name in holders if name not in self.members]:
                 del holders[name]
 
     def _take_holding(self, change: HolderChange) -> None:
-        if change.host_id == self.own_id or not 0 <= change.pieces <= PIECES_MAX:
-            return
+        pieces = self._pieces.get(change.blob_id, change.pieces)
+        if change.host_id == self.own_id or not 0 <= change.pieces <= PIECES_MAX or change.pieces != pieces:
+            return  # who divides the blob into others is of no use
         holders = self._holders.setdefault(change.blob_id, {})
         known = holders.get(change.host_id)
         try:
@@ -279,3 +354,11 @@ class Swarm:
             known.update(change.added)
         except (ValueError, IndexError):
             holders.pop(change.host_id, None)  # nonsense: as if it had nothing
+
+
+def _count(masks: list[int], more: int) -> None:
+    """One more host has the pieces of the mask `more`."""
+    for level, mask in enumerate(masks):
+        masks[level], more = mask | more, mask & more
+        if not more:
+            return

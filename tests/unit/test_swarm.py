@@ -7,7 +7,7 @@ import pytest
 
 from backend.peers.health import BAN_FIRST_S, DEAD_FIRST_S, DEAD_MAX_S, HEDGE_MIN_S, HedgeTimer, PeerHealth
 from backend.peers.piece import PieceSet
-from backend.peers.piece_queue import ASKED_MAX, PieceQueue, Wanted, fetch_order
+from backend.peers.piece_queue import ASKED_MAX, PieceQueue, Wanted
 from backend.peers.swarm import ERRANDS_MAX, OWNER_TRIES, AskOrigin, AskPeer, Choice, Pause, Swarm
 from backend.peers.wire import Answer, HolderChange, HostInfo, MemberChange
 
@@ -200,17 +200,3 @@ def test_a_host_that_has_left_meanwhile_is_not_counted_below_nothing() -> None:
     made.take(Answer("e", 3, 1.0, MemberChange(3, full=True, joined=HOSTS)))
     rig.queue.release(rig.decided[7])
     assert made.health_of("h5").requests == 0
-
-
-@pytest.mark.parametrize(("owned", "every"), [(2, 2), (4, 4), (8, 4), (100, 4)])
-def test_own_pieces_are_wanted_among_others(owned: int, every: int) -> None:
-    order = fetch_order(range(200), lambda piece: piece % owned == 0, random.Random(1))
-    assert sorted(order) == list(range(200))
-    places = [place for place, piece in enumerate(order) if piece % owned == 0]
-    assert places == list(range(0, every * len(places), every))
-    assert order != fetch_order(range(200), lambda piece: piece % owned == 0, random.Random(2))
-
-
-@pytest.mark.parametrize("is_owned", [True, False])
-def test_all_or_nothing_is_own(is_owned: bool) -> None:
-    assert sorted(fetch_order(range(9), lambda _: is_owned, random.Random(1))) == list(range(9))

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 from backend.peers.lease_book import LeaseBook
 from backend.peers.leases import HostLease, OriginShare
-from backend.peers.owners import OwnerRanking
 from backend.peers.scheduler_state import SchedulerState
 from backend.peers.simulation.directory import Directory, Exchange, SharedExchange
 from backend.peers.simulation.events import Events
@@ -117,7 +116,8 @@ class Cluster:
         began = time.monotonic()
         bound_s = self.topology.bound_s(self.size_bytes)
         self._directory.join(list(self.hosts.values()))
-        self._plan_order()
+        for host in self.hosts.values():
+            host.swarm.note_blob(self.blob_id, self.piece_count)
         for host in self.hosts.values():
             self._ask_lease(host, 0.0)
         interval_s = self._directory.interval_s
@@ -142,15 +142,6 @@ class Cluster:
         # A book that is new grants floors only, for a while: this one has been there for long.
         book = LeaseBook(OriginShare(concurrency=self.topology.origin_concurrency), -1000.0)
         return book, {name: HostLease() for name in self.hosts}
-
-    def _plan_order(self) -> None:
-        ranking = OwnerRanking(self.hosts)
-        owned: dict[str, set[int]] = {name: set() for name in self.hosts}
-        for piece in range(self.piece_count):
-            owned[ranking.ranked(self.blob_id, piece, self.piece_count)[0]].add(piece)
-        for name, host in self.hosts.items():
-            host.swarm.note_blob(self.blob_id, self.piece_count)
-            host.plan(owned[name].__contains__)
 
     def _announce(self, host: SimHost) -> None:
         if not host.is_alive:

@@ -152,18 +152,13 @@ class SharedExchange:
             host.fresh = []
         if host.ended_at is not None:
             return
-        heard, known = self._heard[name], self._known[name]
+        known = self._known[name]
         changes, told = self._changes, self._told
         for neighbour in self._neighbours[name]:
             change = changes.get(neighbour, 0)
             if known.get(neighbour) != change and neighbour in told:
                 known[neighbour] = change
-                pieces = heard.get(neighbour)
-                if pieces is None:
-                    heard[neighbour] = PieceSet(self._pieces, bytes(told[neighbour]))
-                else:
-                    pieces.merge(told[neighbour])
-        self._share_with(host)
+                host.swarm.note_more(self._blob_id, neighbour, told[neighbour])
 
     def expire(self, now: float) -> None:
         """See `Directory`."""

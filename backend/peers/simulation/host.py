@@ -8,7 +8,6 @@ arriving is not passed on before it is whole.
 
 import math
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,8 @@ from backend.peers.limit_settings import LimitSettings
 from backend.peers.limit_tree import LimitTree
 from backend.peers.origin_window import OriginWindow
 from backend.peers.piece import PieceSet
-from backend.peers.piece_queue import PieceQueue, Wanted, fetch_order
+from backend.peers.piece_picker import PiecePicker
+from backend.peers.piece_queue import PieceQueue, Wanted
 from backend.peers.served import Admit, BlobRequest, Redirect
 from backend.peers.simulation.links import HostLink, Transfer
 from backend.peers.simulation.topology import HostShape
@@ -29,9 +29,7 @@ from backend.priority import FetchClass
 if TYPE_CHECKING:
     from backend.peers.simulation.cluster import Cluster
 
-IN_HAND = 32
-"""Pieces that are asked for, or waited for, at a time; a prefetch has 128 MiB on its way."""
-PAUSE_S = 0.25
+PAUSE_S = 1.0
 """`PeerStage` looks so often again at least."""
 DEAD_FOUND_S = 0.9
 """When a host that has died is noticed: `backend.peers.reach`."""
@@ -58,7 +56,9 @@ class SimHost:
         self.ended_at: float | None = None
         self.received_bytes = self.sent_bytes = 0
         self.queue = PieceQueue(swarm, cluster.chance, cluster.clock)
-        self._order: deque[int] = deque()
+        self._picker = PiecePicker(
+            swarm, self.queue, cluster.blob_id, self.pieces, cluster.chance, cluster.clock
+        )
         self._wanted: dict[int, Wanted] = {}
         self._tried: dict[int, set[str]] = {}
         self._asking: dict[int, tuple[Transfer, AskPeer, PeerHealth]] = {}
@@ -78,17 +78,14 @@ class SimHost:
 
     # -- wanting
 
-    def plan(self, is_owned: Callable[[int], bool]) -> None:
-        """Decides in which order the pieces come to be wanted."""
-        self._order = deque(fetch_order(range(self.cluster.piece_count), is_owned, self.cluster.chance))
-
     def look(self) -> None:
         """Asks for what can be had now, and looks again later for the rest."""
         if not self.is_alive or self.ended_at is not None:
             return
-        while self._order and len(self._wanted) + len(self._asking) + len(self._wanted_of_origin) < IN_HAND:
-            self._want(self._order.popleft())
         self.queue.dispatch()
+        while (piece := self._picker.begin(self._window.slots + 1)) is not None:
+            self._want(piece)
+            self.queue.dispatch()
         if not self._is_pausing:
             self._is_pausing = True
             self.cluster.events.after(PAUSE_S, self._end_pause)
@@ -175,6 +172,7 @@ class SimHost:
         self.cluster.note_arrival(self, piece)
         self.pieces.add(piece)
         self.fresh.append(piece)
+        self._picker.end(piece)
         self._tried.pop(piece, None)
         self._left -= 1
         for transfer in self._errands.pop(piece, ()):

@@ -25,7 +25,6 @@ class PeerHealth:
         "banned_until",
         "busy_until",
         "dead_until",
-        "errands",
         "in_flight",
         "rate",
         "requests",
@@ -37,8 +36,6 @@ class PeerHealth:
         """Bytes that are asked for and not yet here."""
         self.requests = 0
         """Requests that are under way for what it was known to have."""
-        self.errands = 0
-        """Requests that are under way for what it is to bring from the origin."""
         self.rate = 0.0
         """Bytes per second of all requests together, smoothed; 0 when unknown."""
         self._failures = self._bans = 0

@@ -4,6 +4,7 @@ A piece says where to look; what is asked for, and verified, are the chunks in i
 piece that it starts in.
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 
 PIECE_MIN_BYTES = 1 << 20
@@ -15,6 +16,7 @@ PIECES_MAX = 2048
 """What a host tells of a blob in each announcement grows with this."""
 
 
+@functools.cache
 def piece_bytes_of(size_bytes: int) -> int:
     """The size of a piece, a power of two, of a blob with `size_bytes` decoded: the same on every host."""
     piece_bytes = PIECE_MIN_BYTES

@@ -63,7 +63,7 @@ class PieceQueue:
         health = self._asked.pop(id(choice), None)
         if health is not None and isinstance(choice, AskPeer):
             health.requests -= not choice.is_owner
-            health.errands -= choice.is_owner
+            self._swarm.errands -= choice.is_owner
             self.dispatch()
 
     def dispatch(self) -> None:
@@ -96,7 +96,7 @@ class PieceQueue:
                 return False
             health = self._asked[id(choice)] = self._swarm.health_of(choice.host.id)
             health.requests += not choice.is_owner
-            health.errands += choice.is_owner
+            self._swarm.errands += choice.is_owner
         return True
 
     def _rarity(self, wanted: Wanted) -> tuple[bool, int, float]:

@@ -66,6 +66,8 @@ class Swarm:
         self.health: dict[str, PeerHealth] = {}
         self.hedge = HedgeTimer()
         self.enabled = True
+        self.errands = 0
+        """Requests under way, that nobody waits for, for what owners are to bring from the origin."""
         self._zone = zone
         self._chance = chance or random.Random()
         self._ranking = OwnerRanking([own_id])
@@ -276,11 +278,9 @@ class Swarm:
         if busy_until < math.inf:
             return Pause(busy_until - now)
         choice = self._owner(blob_id, piece, now, tried)
-        if isinstance(choice, AskPeer) and not is_urgent:
-            # Most of what nobody has yet comes without being asked for: its owner wants it, too.
-            errands = sum(health.errands for health in self.health.values())
-            if errands >= ERRANDS_MAX:
-                return Pause(FULL_PAUSE_S)
+        # Most of what nobody has yet comes without being asked for: its owner wants it, too.
+        if isinstance(choice, AskPeer) and not is_urgent and self.errands >= ERRANDS_MAX:
+            return Pause(FULL_PAUSE_S)
         return choice
 
     def other_holder(

@@ -7,7 +7,7 @@ import random
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
-from backend.peers.piece import PieceGrid
+from backend.peers.piece import piece_bytes_of
 from backend.peers.served import Admit, BlobRequest, Busy, Redirect
 
 SLOTS = 64
@@ -85,5 +85,6 @@ class UploadSlots:
 
     def _keys(self, blob_id: str, offset: int, end: int) -> list[tuple[str, int]]:
         """A key for each range that is small enough to be asked for at once."""
-        grid = PieceGrid(self._size_of(blob_id))
-        return [(blob_id, piece) for piece in range(grid.of(offset), grid.of(max(offset, end - 1)) + 1)]
+        piece_bytes = piece_bytes_of(self._size_of(blob_id))
+        pieces = range(offset // piece_bytes, max(offset, end - 1) // piece_bytes + 1)
+        return [(blob_id, piece) for piece in pieces]

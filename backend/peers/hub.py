@@ -157,7 +157,7 @@ class PeerHub:
 
     def note_news(self) -> None:
         """Others have told what they have."""
-        self.queue.dispatch()
+        self.queue.dispatch(anew=True)
         self.has_changed.unpark_all()
 
     def note_wrong(self, host: HostInfo, blob_id: str) -> None:

@@ -18,15 +18,19 @@ SAMPLED = 32
 """Pieces that are compared each time: enough to find a rare one, few enough to look at for each request."""
 
 
-@dataclass(eq=False, frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Wanted:
-    """A part of a piece that is to be brought. `tried` may grow; `decided` is told whom to ask, once."""
+    """A part of a piece that is to be brought. `tried` may grow; `decided` is told whom to ask, once.
+
+    `again_at`: before that there is no use in looking again, if nothing is heard.
+    """
 
     blob_id: str
     piece: int
     size_bytes: int
     tried: Collection[str]
     decided: Callable[[Choice], None]
+    again_at: float = 0.0
 
 
 class PieceQueue:
@@ -64,13 +68,13 @@ class PieceQueue:
         if health is not None and isinstance(choice, AskPeer):
             health.requests -= not choice.is_owner
             self._swarm.errands -= choice.is_owner
-            self.dispatch()
+            self.dispatch(anew=choice.is_owner)
 
-    def dispatch(self) -> None:
-        """Decides what can be decided now; for when a request has ended, or others have got something."""
-        if not self._waiting:
-            return
-        waiting = list(self._waiting)
+    def dispatch(self, *, anew: bool = False) -> None:
+        """Decides what can be decided now; for when a request has ended or, `anew`, others have got
+        something."""
+        now = self._clock()
+        waiting = [wanted for wanted in self._waiting if anew or wanted.again_at <= now]
         if len(waiting) > SAMPLED:
             waiting = self._chance.sample(waiting, SAMPLED)
         decisions: list[tuple[Wanted, Choice]] = []
@@ -80,9 +84,12 @@ class PieceQueue:
             if is_offered and is_full:
                 continue
             choice = self._swarm.choose(
-                wanted.blob_id, wanted.piece, wanted.size_bytes, self._clock(), wanted.tried, is_urgent=False
+                wanted.blob_id, wanted.piece, wanted.size_bytes, now, wanted.tried, is_urgent=False
             )
-            if isinstance(choice, Pause) or not self._may_go(choice):
+            if isinstance(choice, Pause):
+                wanted.again_at = now + choice.delay_s
+                continue
+            if not self._may_go(choice):
                 continue
             del self._waiting[wanted]
             decisions.append((wanted, choice))

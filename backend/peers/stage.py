@@ -317,8 +317,7 @@ class PeerStage:
             other = swarm.host_at(error.location)
             if other is not None and other.id not in tried and other.id != hub.own.id:
                 count = self._blob.presence.grid.count
-                swarm.note_absent(self._blob.blob_id, host.id, piece)
-                swarm.note_holder(self._blob.blob_id, other.id, piece, count)
+                swarm.note_moved(self._blob.blob_id, host.id, other.id, piece, count)
             else:
                 health.note_busy(now, PAUSE_MIN_S)
         elif error.verdict is Verdict.ABSENT:

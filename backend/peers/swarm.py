@@ -29,7 +29,7 @@ REQUESTS_OF_PEER = range(2, 7)
 one cannot send soon another one may have by then."""
 ERRANDS_MAX = 4
 """Requests to owners, of all together, that nobody waits for: they last, and keep others from being made."""
-FULL_PAUSE_S = 0.25
+ERRANDS_PAUSE_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,8 @@ class AskOrigin:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Those who have it, or are to bring it, are busy: ask again after `delay_s`."""
+    """Those who have it, or are to bring it, are busy: ask again after `delay_s`, or, where that is 0, when
+    a request of this host has ended."""
 
     delay_s: float
 
@@ -130,6 +131,18 @@ class Swarm:
         if host_id in self.members and host_id != self.own_id:
             self._commonness.pop(blob_id, None)
             self._holders.setdefault(blob_id, {}).setdefault(host_id, PieceSet(count)).add(piece)
+
+    def note_moved(self, blob_id: str, from_id: str, to_id: str, piece: int, count: int) -> None:
+        """A host has sent this one on to another for a piece: it is that one that has it, for this host."""
+        holders = self._holders.get(blob_id, {})
+        held, known = holders.get(from_id), holders.get(to_id)
+        if known is not None and held is not None and piece < held.count == known.count:
+            # As many have it as before, or one less: not worth counting all again.
+            held.discard(piece)
+            known.add(piece)
+        else:
+            self.note_absent(blob_id, from_id, piece)
+            self.note_holder(blob_id, to_id, piece, count)
 
     def note_more(self, blob_id: str, host_id: str, told: PieceSet) -> None:
         """A known host has these pieces, too."""
@@ -274,13 +287,13 @@ class Swarm:
         if free:
             return AskPeer(self.members[self._best(free, size_bytes)])
         if is_full:
-            return Pause(FULL_PAUSE_S)
+            return Pause(0.0)
         if busy_until < math.inf:
             return Pause(busy_until - now)
         choice = self._owner(blob_id, piece, now, tried)
         # Most of what nobody has yet comes without being asked for: its owner wants it, too.
         if isinstance(choice, AskPeer) and not is_urgent and self.errands >= ERRANDS_MAX:
-            return Pause(FULL_PAUSE_S)
+            return Pause(ERRANDS_PAUSE_S)
         return choice
 
     def other_holder(

@@ -149,7 +149,7 @@ class Cluster:
         now = self.events.now
         self._directory.announce(host, now)
         self._ask_lease(host, now)
-        host.look()
+        host.look(has_news=True)
         self.events.after(self._directory.interval_s, self._announce, host)
 
     def _ask_lease(self, host: SimHost, now: float) -> None:

@@ -78,11 +78,11 @@ class SimHost:
 
     # -- wanting
 
-    def look(self) -> None:
+    def look(self, *, has_news: bool = False) -> None:
         """Asks for what can be had now, and looks again later for the rest."""
         if not self.is_alive or self.ended_at is not None:
             return
-        self.queue.dispatch()
+        self.queue.dispatch(anew=has_news)
         while (piece := self._picker.begin(self._window.slots + 1)) is not None:
             self._want(piece)
             self.queue.dispatch()
@@ -155,8 +155,8 @@ class SimHost:
             if answer in self._tried.get(piece, ()):
                 health.note_busy(now, 0.02)
             else:
-                self.swarm.note_absent(blob_id, transfer.sender.info.id, piece)
-                self.swarm.note_holder(blob_id, answer, piece, self.cluster.piece_count)
+                count = self.cluster.piece_count
+                self.swarm.note_moved(blob_id, transfer.sender.info.id, answer, piece, count)
         self.look()
 
     def _note_dead(self, transfer: Transfer) -> None:

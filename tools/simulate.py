@@ -129,6 +129,8 @@ def _draw(outcomes: Sequence[Outcome], path: Path) -> None:
     axis.plot(hosts, [run.median_s for run in outcomes], marker=".", label="half of the hosts done")
     axis.plot(hosts, [run.bound_s for run in outcomes], linestyle="--", label="lower bound")
     axis.set_xscale("log")
+    axis.set_xticks(hosts, [f"{count:,}" for count in hosts])
+    axis.minorticks_off()
     axis.set_ylim(bottom=0)
     axis.set_xlabel("hosts")
     axis.set_ylabel("seconds")

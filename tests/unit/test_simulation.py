@@ -1,6 +1,7 @@
 """The simulation keeps its own laws, and the code that decides does what is promised in it."""
 
 import dataclasses
+import importlib.util
 import math
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from backend.peers.simulation.topology import (
     uniform,
 )
 from tools.main import run as run_command
+from tools.simulate import CannotDraw
 
 GBIT = parse_bit_rate("10gbit")
 SIZE = 10 << 30
@@ -159,3 +161,18 @@ def test_the_verb_reports(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     assert b"2 hosts, 1.0 GiB" in capfdbinary.readouterr().out
     assert run_command(["simulate", "--hosts", "0"]) == 2
     assert run_command(["simulate", "--rate", "fast"]) == 2
+
+
+def test_the_curve_is_drawn_or_it_is_said_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "curve.png"
+    code = run_command(
+        ["simulate", "--hosts", "1,2,4", "--size", "1GB", "--pieces", "20", "--plot", str(picture)]
+    )
+    if importlib.util.find_spec("matplotlib") is None:
+        assert code == CannotDraw.exit_code
+        assert "nydus-py[bench]" in capsys.readouterr().err
+    else:
+        assert code == 0
+        assert picture.read_bytes().startswith(b"\x89PNG")

@@ -51,11 +51,20 @@ class CacheUnusable(NydusError):
 
 @dataclass(frozen=True, slots=True)
 class BlobShape:
-    """What the cache has to know of a blob: its name, the bytes of its decoded file, its number of chunks."""
+    """What the cache has to know of a blob: its name, the bytes of its decoded file, its number of chunks.
+
+    `is_encoded`: the same of the file with its encoded bytes (backend/encoded.py), in its parts.
+    """
 
     blob_id: str
     size_bytes: int
     chunk_count: int
+    is_encoded: bool = False
+
+    @property
+    def file_name(self) -> str:
+        """The name of the file in the cache directory."""
+        return f"{self.blob_id}.blob" if self.is_encoded else f"{self.blob_id}.blob.data"
 
 
 class PresenceHook(Protocol):
@@ -313,7 +322,7 @@ class BlobCache:
         A file of a wrong size and a chunk map that is none, or belongs to another file, are replaced with a
         WARNING; processes that still use the replaced ones keep a consistent pair. Raises `CacheUnusable`.
         """
-        data_path = self.directory / f"{shape.blob_id}.blob.data"
+        data_path = self.directory / shape.file_name
         try:
             with self._locked():
                 return self._open(shape, data_path, data_path.with_name(data_path.name + ".chunk_map"))

@@ -115,6 +115,11 @@ class ChunkFetcher:
         """Whether other hosts are asked, as soon as there are any."""
         return self._peers is not None
 
+    @property
+    def origin(self) -> OriginStage:
+        """Where what nobody else has comes from."""
+        return self._origin
+
     async def ensure_all(self) -> None:
         """Makes all chunks ready that others have or want, too, in an order that suits all hosts.
 

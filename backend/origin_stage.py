@@ -13,6 +13,7 @@ import trio
 from backend.cache import CachedBlob
 from backend.contract import BackendError, BlobReader, InPlaceReader, PacedReader
 from backend.decode import ChunkDecoder, ChunkOutcome, EncodedExtent
+from backend.encoded import EncodedBlob, decode_and_keep
 from backend.extents import BlobExtent
 from backend.fetch_pool import FetchPool
 from backend.peers.hub import PeerCounters
@@ -55,6 +56,8 @@ class OriginStage:
         """`settle` takes outcomes over and lands a flight, `fail` lands those that have not landed yet."""
         self.bytes_fetched = self.requests = self.errors = 0
         self.counters = PeerCounters()
+        self.encoded: EncodedBlob | None = None
+        """Where the encoded bytes are kept, if they are."""
         self._blob = blob
         self._reader = reader
         self._decoder = decoder
@@ -91,6 +94,11 @@ class OriginStage:
             log.exception("fetching from blob %s", self._blob.blob_id[:12])
         finally:
             self._fail(flights, FetchFailed(blob_id=self._blob.blob_id, why="the fetch was given up"))
+
+    async def read(self, start: int, length: int) -> bytes:
+        """Bytes of the blob as they are, for what is no chunk. Raises `BackendError`."""
+        async with self._requested(start, length, Ticket(FetchClass.BACKGROUND)) as data:
+            return bytes(data)
 
     @asynccontextmanager
     async def _requested(self, start: int, length: int, ticket: Ticket) -> AsyncIterator[memoryview]:
@@ -161,12 +169,16 @@ class OriginStage:
         # A large readahead window must not stand before what somebody waits for.
         async with self._pool.decoders.slot(Ticket(flights[0].ticket.fetch_class)):
             work = [
-                EncodedExtent(
-                    extent, data[extent.start - start : extent.end - start], list(self._lacking(extent))
-                )
+                EncodedExtent(extent, data[extent.start - start : extent.end - start], self._wanted(extent))
                 for extent in (flight.extent for flight in flights)
             ]
-            return await trio.to_thread.run_sync(self._decoder.decode, work, self._cached.store)
+            return await decode_and_keep(self._decoder, work, self._cached.store, self.encoded)
+
+    def _wanted(self, extent: BlobExtent) -> list[int]:
+        """The chunks to verify and to store; all that can be, where the encoded bytes are kept."""
+        if self.encoded is not None and all(map(self._decoder.can_verify, extent.chunks)):
+            return list(extent.chunks)
+        return list(self._lacking(extent))
 
 
 def _batches(flights: Sequence[Flight], decoded_bytes: int) -> list[list[Flight]]:

@@ -28,7 +28,8 @@ class BlobShelf:
     @staticmethod
     def key(cache_dir: Path, shape: BlobShape) -> str:
         """What names a cache file. Images that disagree on a blob's shape do not share it."""
-        return f"{cache_dir}/{shape.blob_id}/{shape.size_bytes}-{shape.chunk_count}"
+        kind = ".encoded" if shape.is_encoded else ""
+        return f"{cache_dir}/{shape.blob_id}{kind}/{shape.size_bytes}-{shape.chunk_count}"
 
     def open(self, cache_dir: Path, shape: BlobShape) -> CachedBlob:
         """The cache file of a blob; `close` it as often as it was opened. Blocking.

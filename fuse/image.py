@@ -6,22 +6,30 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import trio
 
 from backend.cache import BlobShape, CachedBlob
 from backend.chunk_copy import LocalChunks, open_local_chunks
 from backend.contract import BlobReader
+from backend.encoded import EncodedBlob, encoded_shape
 from backend.fetch import ChunkFetcher
 from backend.fetch_pool import FetchOptions, FetchPool, open_fetch_pool
 from backend.fetch_statistics import FetchStatistics
+from backend.keep_mode import KeepEncoded
+from backend.metadata import layers_of
 from backend.peers.hub import PeerHub
 from backend.peers.limits import HostLimits
+from backend.peers.mirror import SharedImage
 from backend.reference import RegistryReference
 from backend.shelf import BlobShelf
-from backend.store import ImageMetadata, ImageStore
+from backend.store import ImageMetadata, ImageStore, OciStore
+from rafs.blob_table import BlobEntry
 from rafs.blobmeta import BlobMeta
 from rafs.bootstrap import Bootstrap
+from rafs.encoded_map import EncodedMap
+from rafs.errors import NydusError
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +104,17 @@ async def open_image(
                 fetcher = await trio.to_thread.run_sync(opener.open, blob.index, reader)
                 fetchers[blob.index] = fetcher
                 if peers is not None and (name := shared_name(store, metadata)):
+                    encoded = await trio.to_thread.run_sync(opener.open_encoded, blob, fetcher, peers.keep)
+                    if encoded is not None:
+                        fetcher.origin.encoded = encoded
+                        pool.register(encoded.cached)
                     access = peers.registered(name, metadata.blob_meta_path(blob.blob_id), fetcher)
                     fetcher.use_peers(await shared.enter_async_context(access))
+            if peers is not None and shared_name(store, metadata):
+                open_content = cast("OciStore", store).open_content
+                by_id = {bootstrap.blobs[index].blob_id: fetcher for index, fetcher in fetchers.items()}
+                image = SharedImage(metadata, cache_dir, open_content, by_id)
+                shared.enter_context(peers.mirror.sharing(image))
             for restore in opener.restores:
                 pool.nursery.start_soon(trio.to_thread.run_sync, restore)
             yield OpenedImage(str(store.reference), metadata, bootstrap, cache_dir, fetchers)
@@ -133,6 +150,22 @@ class _Opener:
         if copier is not None:
             self.restores.append(functools.partial(copier.restore, cached))
         return ChunkFetcher(blob, meta, digests, reader, cached, self.pool, copier)
+
+    def open_encoded(self, blob: BlobEntry, fetcher: ChunkFetcher, keep: KeepEncoded) -> EncodedBlob | None:
+        """The file for the encoded bytes of a blob, if they are to be kept; `files` closes it. Blocking.
+
+        That it cannot be had keeps nobody from reading.
+        """
+        try:
+            layers = layers_of(self.metadata)
+            size_bytes = layers.sizes().get(blob.blob_id) if layers is not None else None
+            if not size_bytes or not keep.keeps(size_bytes, blob.uncompressed_size):
+                return None
+            parts = EncodedMap.of_blob(fetcher.meta, size_bytes)
+            return EncodedBlob(self._open_cached(encoded_shape(blob.blob_id, parts)), parts)
+        except NydusError as error:
+            log.warning("encoded bytes of blob %s are not kept: %s", blob.blob_id[:12], error)
+            return None
 
     def _open_cached(self, shape: BlobShape) -> CachedBlob:
         cached = self.shelf.open(self.cache_dir, shape)

@@ -67,6 +67,7 @@ CAPABILITIES: dict[str, Callable[[], str | None]] = {
     "needs_fuse": _no_fuse,
     "needs_registry": lambda: _missing_programs("docker-registry"),
     "needs_skopeo": lambda: _missing_programs("skopeo"),
+    "needs_containerd": lambda: _no_root() or _missing_programs("containerd", "ctr"),
     "needs_umoci": lambda: _missing_programs("umoci"),
     "needs_erofs_utils": lambda: _missing_programs("mkfs.erofs", "dump.erofs", "fsck.erofs"),
     "needs_erofs_mount": _no_erofs_mount,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import trio
 
+from backend.peers.ranges import CONTENT_TYPE
 from backend.peers.served import Admission, Admit, BlobRequest, Busy, NotAvailable, Redirect, ServedFile
 from backend.peers.server import serve_peers
 from backend.peers.server_counters import ServerCounters
@@ -25,6 +26,8 @@ RESET = struct.pack("ii", 1, 0)
 
 class FillingFile:
     """A `ServedFile` of which a test says what is there, what is on its way and what will never come."""
+
+    media_type = CONTENT_TYPE
 
     def __init__(self, path: Path, content: bytes, *, whole: bool = True) -> None:
         path.write_bytes(content)

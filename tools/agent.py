@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from backend.keep_mode import KeepEncoded
 from fuse.supervisor.launch import become_supervisor
 from fuse.supervisor.main import SOCKET_NAME
 from rafs.errors import NydusError
@@ -34,6 +35,14 @@ UPGRADE_TIMEOUT_S = 60.0
 PkiOption = Annotated[
     Path | None,
     typer.Option(help="Directory of `nydus-py pki issue`: other hosts are reached with mutual TLS."),
+]
+
+KeepOption = Annotated[
+    KeepEncoded | None,
+    typer.Option(
+        help="Keep blobs also as they are in the registry, for other hosts and clients of registries: those "
+        "that compress well, all, or none.  [default: auto]"
+    ),
 ]
 
 
@@ -73,6 +82,7 @@ def run(
         str | None, typer.Option(help="[ADDRESS]:PORT to serve other hosts at.  [default: :8771]")
     ] = None,
     pki: PkiOption = None,
+    keep_encoded: KeepOption = None,
     limit_up: LimitUp = None,
     limit_down: LimitDown = None,
     limit_origin: LimitOrigin = None,
@@ -100,15 +110,15 @@ def run(
         raise AgentRunning(pid=running.pid)
     limits = flag_values(ctx.params)
     file = read_config(config_path(config))
-    section = file.peers
-    section = msgspec.structs.replace(
-        section,
-        scheduler=scheduler or section.scheduler,
-        zone=section.zone if zone is None else zone,
-        labels={**section.labels, **parse_labels(label or ())},
-        peer_listen=peer_listen or section.peer_listen,
-        pki=os.fspath(pki) if pki else section.pki,
-    )
+    flags = {
+        "scheduler": scheduler,
+        "zone": zone,
+        "labels": {**file.peers.labels, **parse_labels(label or ())},
+        "peer_listen": peer_listen or None,
+        "pki": os.fspath(pki) if pki else None,
+        "keep_encoded": keep_encoded,
+    }
+    section = msgspec.structs.replace(file.peers, **{k: v for k, v in flags.items() if v not in (None, [])})
     command = agent_command(
         settings.run_dir,
         ends_when_idle=False,

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import msgspec
 
+from backend.keep_mode import KeepEncoded
 from backend.peers.limit_settings import LimitInvalid
 from fuse.agent.peer_options import PeerOptions
 from fuse.supervisor.launch import python_command
@@ -34,6 +35,7 @@ class PeerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     peer_listen: str = ":8771"
     host_id: str = ""
     pki: str = ""
+    keep_encoded: KeepEncoded = KeepEncoded.AUTO
 
 
 class ConfigFile(msgspec.Struct, frozen=True):
@@ -88,6 +90,7 @@ def peer_options(settings: Settings, section: PeerSection) -> PeerOptions | None
         ca_file=os.fspath(settings.ca_file) if settings.ca_file else None,
         insecure=settings.insecure_skip_verify,
         pki=pki,
+        keep_encoded=section.keep_encoded,
     )
 
 

@@ -10,7 +10,6 @@ from backend.peers.arrival import all_asked_for, wait_for_bytes
 from backend.peers.body import BodySender
 from backend.peers.http_heads import Asked, Header, Heads
 from backend.peers.ranges import (
-    CONTENT_TYPE,
     Body,
     RangesRefused,
     content_range,
@@ -43,15 +42,18 @@ async def answer_blob(
         await transport.send(heads.answer(304, [(b"etag", etag)]))
         return
     ranges = _wanted(asked, file.size_bytes, etag, site.options.ranges_max)
-    status, headers, body = _plan(ranges, file.size_bytes)
+    status, headers, body = _plan(ranges, file)
     headers += [
         (b"content-length", b"%d" % body.length),
         (b"accept-ranges", b"bytes"),
         (b"etag", etag),
     ]
-    if request.kind == "encoded":
+    if request.kind != "decoded":
         headers.append((b"docker-content-digest", b"sha256:%s" % request.blob_id.encode()))
     _check_presence(file, request, body)
+    if request.kind != "decoded" and body.spans:
+        # A registry's client believes a head: it must not hear of a blob that will not be whole.
+        await _wait_for_first_byte(file, request, body, transport, site)
     if asked.method == "HEAD" or not body.spans:
         await transport.send(heads.answer(status, headers))
         return
@@ -60,7 +62,7 @@ async def answer_blob(
     sender = BodySender(file, request, transport, site)
     try:
         with all_asked_for(file, body.spans, site.nursery):
-            await _wait_for_first_byte(file, body, transport, site)
+            await _wait_for_first_byte(file, request, body, transport, site)
             await sender.send(heads.answer(status, headers), body)
     finally:
         site.admission.done(request, offset, end, sender.sent_bytes)
@@ -97,13 +99,14 @@ def _wanted(asked: Asked, size_bytes: int, etag: bytes, ranges_max: int) -> list
     return merge_ranges(ranges) if ranges else None
 
 
-def _plan(ranges: Sequence[tuple[int, int]] | None, size_bytes: int) -> tuple[int, list[Header], Body]:
+def _plan(ranges: Sequence[tuple[int, int]] | None, file: ServedFile) -> tuple[int, list[Header], Body]:
+    size_bytes = file.size_bytes
     if ranges is None:
-        return 200, [(b"content-type", CONTENT_TYPE)], single_body(0, size_bytes)
+        return 200, [(b"content-type", file.media_type)], single_body(0, size_bytes)
     if len(ranges) == 1:
         offset, end = ranges[0]
         bounds = (b"content-range", content_range(offset, end, size_bytes))
-        return 206, [(b"content-type", CONTENT_TYPE), bounds], single_body(offset, end)
+        return 206, [(b"content-type", file.media_type), bounds], single_body(offset, end)
     boundary = secrets.token_hex(16).encode()
     kind = (b"content-type", b"multipart/byteranges; boundary=%s" % boundary)
     return 206, [kind], multipart_body(ranges, size_bytes, boundary)
@@ -120,8 +123,7 @@ def _check_presence(file: ServedFile, request: BlobRequest, body: Body) -> None:
     for span in body.spans:
         ready = file.ready_until(span.offset, span.end)
         if ready < span.end and not file.is_arriving(ready, span.end):
-            status = 404 if request.kind == "encoded" else 409
-            raise Refused(status, Refusal.NOT_HERE, f"bytes from {ready} are not here")
+            raise _absent(request, f"bytes from {ready} are not here")
 
 
 def _ask_admission(request: BlobRequest, offset: int, end: int, site: Site) -> None:
@@ -137,13 +139,21 @@ def _ask_admission(request: BlobRequest, offset: int, end: int, site: Site) -> N
             raise Refused(429, Refusal.BUSY, "busy", (retry, soon))
 
 
-async def _wait_for_first_byte(file: ServedFile, body: Body, transport: Transport, site: Site) -> None:
+def _absent(request: BlobRequest, text: str) -> Refused:
+    return Refused(409 if request.kind == "decoded" else 404, Refusal.NOT_HERE, text)
+
+
+async def _wait_for_first_byte(
+    file: ServedFile, request: BlobRequest, body: Body, transport: Transport, site: Site
+) -> None:
     """While there is no head yet, a client can be told that the bytes will not come."""
     first = body.spans[0]
     if file.ready_until(first.offset, first.end) > first.offset:
         return
     timeout_s = site.options.first_byte_timeout_s
     if await wait_for_bytes(file, first.offset, first.end, transport, timeout_s) == first.offset:
+        if request.kind != "decoded" and not request.may_fetch:
+            raise _absent(request, "it is not here, or not whole")
         raise _unavailable("the bytes will not come here")
 
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from backend.keep_mode import KeepEncoded
 from backend.peers.client import PeerClient
+from backend.peers.mirror import Mirror
 from backend.peers.piece import PieceGrid
 from backend.peers.piece_queue import PieceQueue
 from backend.peers.presence import PiecePresence
@@ -78,8 +80,17 @@ class PeerAccess:
 class PeerHub:
     """See above. `own`: this host, and where its upload server is."""
 
-    def __init__(self, own: HostInfo, client: PeerClient, swarm: Swarm | None = None) -> None:
+    def __init__(
+        self,
+        own: HostInfo,
+        client: PeerClient,
+        swarm: Swarm | None = None,
+        keep: KeepEncoded = KeepEncoded.NEVER,
+    ) -> None:
+        """`keep`: of which blobs the encoded bytes are kept."""
         self.own = own
+        self.keep = keep
+        self.mirror = Mirror()
         self.client = client
         self.swarm = swarm or Swarm(own.id, own.zone)
         self.counters = PeerCounters()

@@ -23,14 +23,14 @@ class NotAvailable(NydusError):
 class BlobRequest:
     """What a peer wants of which blob, and what it says of itself.
 
-    `repository` is that of the target, "" for decoded bytes; `namespace` the registry that the client of a
-    mirror names (`?ns=`), "" without. `reference` (Nydus-Image) is the image that the blob is read from.
-    `peer_url` (Nydus-Peer) is where the client's own upload server is: at its own address, or "".
-    `may_fetch` (Nydus-Fetch: 1) says that this host is an owner and fetches what it lacks. `peer` is the
-    address of the client, or the name in its certificate.
+    `blob_id` is the digest of a manifest, for one. `repository` is that of the target, "" for decoded bytes;
+    `namespace` the registry that the client of a mirror names (`?ns=`), "" without. `reference` (Nydus-Image)
+    is the image that the blob is read from. `peer_url` (Nydus-Peer) is where the client's own upload server
+    is: at its own address, or "". `may_fetch` (Nydus-Fetch: 1) says that this host is an owner and fetches
+    what it lacks. `peer` is the address of the client, or the name in its certificate.
     """
 
-    kind: Literal["decoded", "encoded"]
+    kind: Literal["decoded", "encoded", "manifest"]
     blob_id: str
     repository: str
     reference: str | None
@@ -54,6 +54,10 @@ class ServedFile(Protocol):
     @property
     def size_bytes(self) -> int:
         """The size of the whole file, whatever is there of it."""
+
+    @property
+    def media_type(self) -> bytes:
+        """What is said of its content."""
 
     def ready_until(self, offset: int, end: int) -> int:
         """The first byte of [offset, end) that is not there, `end` when all are. Cheap, no checkpoint."""

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
+from typing import Literal
 from urllib.parse import parse_qs, urlsplit
 
 from backend.peers.refusal import Refusal, Refused
@@ -22,7 +23,7 @@ URL_MAX = 255
 NAMESPACE_MAX = 255
 
 _DECODED = re.compile(r"/v1/blobs/([0-9a-f]{64})/decoded")
-_ENCODED = re.compile(r"/v2/(.{1,255})/blobs/sha256:([0-9a-f]{64})")
+_ENCODED = re.compile(r"/v2/(.{1,255})/(blobs|manifests)/sha256:([0-9a-f]{64})")
 
 
 def blob_request(
@@ -46,7 +47,8 @@ def blob_request(
     if match is None or not is_repository(match[1]):
         raise Refused(404, Refusal.TARGET, "no such resource")
     namespace = _namespace(query)
-    return BlobRequest("encoded", match[2], match[1], reference, may_fetch, fetch_class, peer, namespace, url)
+    kind: Literal["encoded", "manifest"] = "encoded" if match[2] == "blobs" else "manifest"
+    return BlobRequest(kind, match[3], match[1], reference, may_fetch, fetch_class, peer, namespace, url)
 
 
 def _own_url(value: bytes | None, addresses: Collection[str]) -> str:

@@ -2,11 +2,14 @@
 
 import msgspec
 
+from backend.keep_mode import KeepEncoded
+
 
 class PeerOptions(msgspec.Struct, frozen=True):
     """How this host takes part. `listen` is `[ADDRESS]:PORT`; `upload_command` starts the upload server.
 
-    `pki`: the directory with the certificate of this host, for mutual TLS.
+    `pki`: the directory with the certificate of this host, for mutual TLS. `keep_encoded`: of which blobs the
+    encoded bytes are kept.
     """
 
     schedulers: list[str]
@@ -20,3 +23,4 @@ class PeerOptions(msgspec.Struct, frozen=True):
     ca_file: str | None = None
     insecure: bool = False
     pki: str | None = None
+    keep_encoded: KeepEncoded = KeepEncoded.AUTO

@@ -148,7 +148,7 @@ async def open_peering(
         raise PeersUnavailable(why=why)
     url = f"{'https' if tls else 'http'}://{shown}:{port}"
     own = HostInfo(options.host_id or f"{shown}:{port}", url, options.zone, options.labels)
-    hub = PeerHub(own, PeerClient(url, tls.client if tls else None))
+    hub = PeerHub(own, PeerClient(url, tls.client if tls else None), keep=options.keep_encoded)
     return Peering(options, hub, control, listener, shelf, tls)
 
 

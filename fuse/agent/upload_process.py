@@ -20,7 +20,7 @@ from backend.peers.limit_settings import LimitSettings
 from backend.peers.limits import HostLimits, open_limits
 from backend.peers.send_turns import SendTurns
 from backend.peers.served import Admit, BlobRequest, Busy, NotAvailable, Redirect, ServedFile
-from backend.peers.served_cache import CachedFile, RequestedFile
+from backend.peers.served_cache import CachedFile, DocumentFile, RequestedFile
 from backend.peers.server import serve_peers
 from backend.peers.server_counters import ServerCounters
 from backend.peers.server_options import ServerOptions
@@ -29,8 +29,10 @@ from backend.peers.upload_slots import UploadSlots
 from fuse.agent.upload_protocol import (
     Failure,
     FetchRequest,
+    MirrorRequest,
     OpenRequest,
     ServedBlob,
+    ServedDocument,
     UploadTerms,
     UploadTraffic,
 )
@@ -53,6 +55,7 @@ class UploadProcess:
         self._channel = channel
         self._listener = listener
         self._files: dict[str, CachedFile] = {}
+        self._encoded: dict[str, CachedFile] = {}
         self._counters = ServerCounters()
         self._turns = SendTurns()
         self._limits: HostLimits
@@ -102,13 +105,15 @@ class UploadProcess:
 
     async def open(self, request: BlobRequest) -> ServedFile | None:
         """See `Shelf`."""
-        if request.kind != "decoded":
-            await trio.lowlevel.checkpoint()
-            return None
+        if request.kind == "manifest":
+            return await self._mirrored(request, is_manifest=True)
+        files = self._encoded if request.kind == "encoded" else self._files
         if request.blob_id not in self._files and request.may_fetch and request.reference:
             number = next(self._numbers)
             await self._ask("open", OpenRequest(number, request.blob_id, request.reference), number)
-        file = self._files.get(request.blob_id)
+        file = files.get(request.blob_id)
+        if file is None and request.kind == "encoded" and request.blob_id not in self._files:
+            return await self._mirrored(request, is_manifest=False)
         if file is None:
             await trio.lowlevel.checkpoint()
             return None
@@ -116,11 +121,25 @@ class UploadProcess:
         async def fetch(offset: int, end: int) -> None:
             number = next(self._numbers)
             wanted = FetchRequest(
-                number, request.blob_id, offset, end, int(request.fetch_class), request.may_fetch
+                number,
+                request.blob_id,
+                offset,
+                end,
+                int(request.fetch_class),
+                request.may_fetch,
+                request.kind == "encoded",
             )
             await self._ask("fetch", wanted, number)
 
         return RequestedFile(file, fetch)
+
+    async def _mirrored(self, request: BlobRequest, *, is_manifest: bool) -> ServedFile | None:
+        number = next(self._numbers)
+        try:
+            reply = await self._ask("mirror", MirrorRequest(number, request.blob_id, is_manifest), number)
+        except NotAvailable:
+            return None
+        return reply.document
 
     def admit(self, request: BlobRequest, offset: int, end: int) -> Admit | Redirect | Busy:
         """See `Admission`."""
@@ -138,7 +157,9 @@ class UploadProcess:
         await self._turns.take(request)
         await self._limits.pace(count, request)
 
-    async def _ask(self, do: str, question: OpenRequest | FetchRequest, number: int) -> None:
+    async def _ask(
+        self, do: str, question: OpenRequest | FetchRequest | MirrorRequest, number: int
+    ) -> "_Reply":
         """Asks the agent and waits for its answer. Raises `NotAvailable`."""
         reply = self._waiting[number] = _Reply()
         try:
@@ -150,17 +171,23 @@ class UploadProcess:
         finally:
             del self._waiting[number]
         if reply.why is not None:
-            raise NotAvailable(blob_id=question.blob_id[:12], offset=0, end=0, why=reply.why)
+            name = question.digest if isinstance(question, MirrorRequest) else question.blob_id
+            raise NotAvailable(blob_id=name[:12], offset=0, end=0, why=reply.why)
+        return reply
 
     async def _take(self, packet: Packet) -> None:
         if packet.do == "blob":
             await self._take_blob(msgspec.convert(packet.values, ServedBlob), packet.descriptors)
             return
+        if packet.do == "document":
+            self._take_document(msgspec.convert(packet.values, ServedDocument), packet.descriptors)
+            return
         close_all(packet.descriptors)
         if packet.do == "terms":
             self._take_terms(msgspec.convert(packet.values, UploadTerms))
         elif packet.do == "drop":
-            self._files.pop(packet.values["blob_id"], None)
+            for files in (self._files, self._encoded):
+                files.pop(packet.values["blob_id"], None)
         elif packet.do in ("done", "failed"):
             reply = self._waiting.get(int(packet.values["number"]))
             if reply is not None:
@@ -177,15 +204,24 @@ class UploadProcess:
 
     async def _take_blob(self, blob: ServedBlob, descriptors: tuple[int, ...]) -> None:
         data, chunk_map, fresh = descriptors
+        make = CachedFile.encoded if blob.is_encoded else CachedFile.decoded
         try:
             file = await trio.to_thread.run_sync(
-                CachedFile, blob.size_bytes, Path(blob.meta_path), (data, chunk_map, fresh)
+                make, blob.size_bytes, Path(blob.meta_path), (data, chunk_map, fresh)
             )
         except Exception:
             log.exception("blob %s is not served", blob.blob_id[:12])
             close_all(descriptors)
             return
-        self._files[blob.blob_id] = file
+        (self._encoded if blob.is_encoded else self._files)[blob.blob_id] = file
+
+    def _take_document(self, document: ServedDocument, descriptors: tuple[int, ...]) -> None:
+        reply = self._waiting.get(document.number)
+        if reply is None:  # who has asked for it has gone
+            close_all(descriptors)
+            return
+        reply.document = DocumentFile(descriptors[0], document.media_type)
+        reply.arrived.set()
 
     async def _report(self) -> None:
         last: UploadTraffic | None = None
@@ -206,3 +242,4 @@ class _Reply:
     def __init__(self) -> None:
         self.arrived = trio.Event()
         self.why: str | None = None
+        self.document: DocumentFile | None = None

@@ -1,9 +1,9 @@
 """What the agent and the process that serves other hosts say to each other, in packets of a channel.
 
 From the agent: `terms` first and whenever they change, `blob` (with the descriptors of a cache file),
-`drop`, `done` and `failed` (answers, by number).
+`document` (with that of a small file), `drop`, `done` and `failed` (answers, by number).
 
-From the server: `open` and `fetch` (questions, by number), `traffic` when it has changed.
+From the server: `open`, `mirror` and `fetch` (questions, by number), `traffic` when it has changed.
 """
 
 import msgspec
@@ -17,6 +17,22 @@ class ServedBlob(msgspec.Struct, frozen=True):
     blob_id: str
     size_bytes: int
     meta_path: str
+    is_encoded: bool = False
+
+
+class ServedDocument(msgspec.Struct, frozen=True):
+    """A small file that was asked for with `mirror`. Its descriptor comes with it."""
+
+    number: int
+    media_type: str
+
+
+class MirrorRequest(msgspec.Struct, frozen=True):
+    """A client of registries asks for a manifest, or for what is no data blob, by its digest."""
+
+    number: int
+    digest: str
+    is_manifest: bool
 
 
 class OpenRequest(msgspec.Struct, frozen=True):
@@ -28,9 +44,10 @@ class OpenRequest(msgspec.Struct, frozen=True):
 
 
 class FetchRequest(msgspec.Struct, frozen=True):
-    """Another host waits for bytes `offset` to `end` of a decoded file; the first of them are enough.
+    """Another host waits for bytes `offset` to `end` of a file; the first of them are enough.
 
-    `may_fetch`: it believes that this host is an owner; otherwise only what is on its way is waited for.
+    All of an encoded file has to be whole. `may_fetch`: it believes that this host is an owner; otherwise
+    only what is on its way is waited for.
     """
 
     number: int
@@ -39,6 +56,7 @@ class FetchRequest(msgspec.Struct, frozen=True):
     end: int
     fetch_class: int
     may_fetch: bool
+    is_encoded: bool = False
 
 
 class UploadTerms(msgspec.Struct, frozen=True):

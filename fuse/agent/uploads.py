@@ -14,14 +14,17 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 import trio
 
+from backend.keep_mode import KeepEncoded
 from backend.peers.hub import PeerBlob, PeerHub
 from backend.peers.limit_control import LimitControl
-from backend.priority import FetchClass
+from fuse.agent.errand import NotServed, serve_decoded, serve_encoded
 from fuse.agent.upload_protocol import (
     Failure,
     FetchRequest,
+    MirrorRequest,
     OpenRequest,
     ServedBlob,
+    ServedDocument,
     UploadTerms,
     UploadTraffic,
 )
@@ -144,8 +147,12 @@ class Uploads:
         if not blob.fetchers:
             return  # it has gone meanwhile
         fetcher = blob.fetchers[0]
-        served = ServedBlob(blob.blob_id, blob.presence.grid.size_bytes, os.fspath(blob.meta_path))
+        path = os.fspath(blob.meta_path)
+        served = ServedBlob(blob.blob_id, blob.presence.grid.size_bytes, path)
         await self._send(Packet("blob", msgspec.to_builtins(served), fetcher.cached.descriptors))
+        if (encoded := fetcher.origin.encoded) is not None:
+            served = ServedBlob(blob.blob_id, encoded.parts.size_bytes, path, is_encoded=True)
+            await self._send(Packet("blob", msgspec.to_builtins(served), encoded.cached.descriptors))
 
     async def _send_drop(self, blob: PeerBlob) -> None:
         if blob.blob_id not in self._hub.blobs:
@@ -172,6 +179,9 @@ class Uploads:
         elif packet.do == "open":
             opened = msgspec.convert(packet.values, OpenRequest)
             nursery.start_soon(self._answer, opened.number, self._open, opened)
+        elif packet.do == "mirror":
+            asked = msgspec.convert(packet.values, MirrorRequest)
+            nursery.start_soon(self._answer, asked.number, self._mirror, asked)
         elif packet.do == "fetch":
             wanted = msgspec.convert(packet.values, FetchRequest)
             nursery.start_soon(self._answer, wanted.number, self._fetch, wanted)
@@ -193,36 +203,25 @@ class Uploads:
         # What is told of new blobs may be behind the answer to this.
         await self._send_blob(self._hub.blobs[wanted.blob_id])
 
+    async def _mirror(self, wanted: MirrorRequest) -> None:
+        mirror = self._hub.mirror
+        if self._hub.keep is KeepEncoded.NEVER:
+            raise NotServed(blob_id=wanted.digest[:12], why="this host mirrors no images")
+        opening = mirror.open_manifest if wanted.is_manifest else mirror.open_document
+        descriptor, media_type = await opening(wanted.digest)
+        try:
+            document = ServedDocument(wanted.number, media_type)
+            await self._send(Packet("document", msgspec.to_builtins(document), (descriptor,)))
+        finally:
+            os.close(descriptor)
+
     async def _fetch(self, wanted: FetchRequest) -> None:
         """Returns when the first byte of the range is there."""
         blob = self._hub.blobs.get(wanted.blob_id)
-        if (
-            blob is None
-            or not blob.fetchers
-            or not 0 <= wanted.offset < wanted.end <= blob.presence.grid.size_bytes
-        ):
+        if blob is None or not blob.fetchers:
             raise NotServed(blob_id=wanted.blob_id[:12], why="it is not open here")
-        fetcher = blob.fetchers[0]
-        chunks = fetcher.decoded_map.chunks_in(wanted.offset, wanted.end - wanted.offset)
-        missing = [chunk for chunk in chunks if not fetcher.cached.is_ready(chunk)]
-        if not missing:
-            return
-        # Not as if it was read here: nothing around it is wanted.
-        fetch_class = max(FetchClass(wanted.fetch_class), FetchClass.READAHEAD)
-        piece = blob.presence.piece_of(missing[0])
-        if wanted.may_fetch and self._hub.swarm.may_bring(wanted.blob_id, piece):
-            fetcher.begin(missing, fetch_class)
-        elif not fetcher.is_arriving(missing[0]):
-            raise NotServed(blob_id=wanted.blob_id[:12], why="it is not here, and another host its owner")
-        if await fetcher.ensure_chunks(missing[:1], fetch_class):
-            raise NotServed(blob_id=wanted.blob_id[:12], why="the disk of this host is full")
-
-
-class NotServed(NydusError):
-    """Another host cannot have what it asks for here."""
-
-    message = "blob {blob_id}: {why}"
-    exit_code = 200
+        serve = serve_encoded if wanted.is_encoded else serve_decoded
+        await serve(self._hub.swarm, blob, wanted)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import trio
 
+from backend.peers.ranges import CONTENT_TYPE
 from backend.peers.served import Admit, BlobRequest, NotAvailable, ServedFile
 from backend.peers.server import serve_peers
 from backend.peers.server_counters import ServerCounters
@@ -19,6 +20,7 @@ class WholeFile:
 
     descriptor: int
     size_bytes: int
+    media_type: bytes = CONTENT_TYPE
 
     def ready_until(self, offset: int, end: int) -> int:
         """Everything is there."""

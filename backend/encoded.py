@@ -19,6 +19,7 @@ import trio
 
 from backend.cache import BlobShape, CachedBlob
 from backend.decode import ChunkDecoder, ChunkOutcome, EncodedExtent, Store
+from backend.extents import BlobExtent
 from rafs.encoded_map import EncodedMap
 
 log = logging.getLogger(__name__)
@@ -139,6 +140,18 @@ class EncodedBlob:
             self._is_broken = True
             return False
         return True
+
+
+def wanted_of(
+    extent: BlobExtent,
+    decoder: ChunkDecoder,
+    encoded: EncodedBlob | None,
+    lacking: Callable[[BlobExtent], Iterable[int]],
+) -> list[int]:
+    """The chunks of an extent to verify and to store: those lacking; all, where its bytes are to be kept."""
+    if encoded is not None and all(map(decoder.can_verify, extent.chunks)):
+        return list(extent.chunks)
+    return list(lacking(extent))
 
 
 async def decode_and_keep(

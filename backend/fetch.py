@@ -109,6 +109,7 @@ class ChunkFetcher:
             self._lacking,
         )
         self._origin.counters = peers.hub.counters
+        self._peers.deliveries.encoded = self._origin.encoded
 
     @property
     def is_shared(self) -> bool:

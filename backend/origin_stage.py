@@ -13,7 +13,7 @@ import trio
 from backend.cache import CachedBlob
 from backend.contract import BackendError, BlobReader, InPlaceReader, PacedReader
 from backend.decode import ChunkDecoder, ChunkOutcome, EncodedExtent
-from backend.encoded import EncodedBlob, decode_and_keep
+from backend.encoded import EncodedBlob, decode_and_keep, wanted_of
 from backend.extents import BlobExtent
 from backend.fetch_pool import FetchPool
 from backend.peers.hub import PeerCounters
@@ -169,16 +169,14 @@ class OriginStage:
         # A large readahead window must not stand before what somebody waits for.
         async with self._pool.decoders.slot(Ticket(flights[0].ticket.fetch_class)):
             work = [
-                EncodedExtent(extent, data[extent.start - start : extent.end - start], self._wanted(extent))
+                EncodedExtent(
+                    extent,
+                    data[extent.start - start : extent.end - start],
+                    wanted_of(extent, self._decoder, self.encoded, self._lacking),
+                )
                 for extent in (flight.extent for flight in flights)
             ]
             return await decode_and_keep(self._decoder, work, self._cached.store, self.encoded)
-
-    def _wanted(self, extent: BlobExtent) -> list[int]:
-        """The chunks to verify and to store; all that can be, where the encoded bytes are kept."""
-        if self.encoded is not None and all(map(self._decoder.can_verify, extent.chunks)):
-            return list(extent.chunks)
-        return list(self._lacking(extent))
 
 
 def _batches(flights: Sequence[Flight], decoded_bytes: int) -> list[list[Flight]]:

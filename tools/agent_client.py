@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
+from fuse.agent.peer_report import PeerStatus
 from fuse.supervisor.listener import is_served, short_address
 from rafs.errors import NydusError
 
@@ -58,61 +59,6 @@ class MountAnswer(msgspec.Struct, frozen=True):
     state: str = "mounted"
 
 
-class PeerName(msgspec.Struct, frozen=True):
-    """A host, as it is known to others."""
-
-    id: str
-    url: str
-    zone: str = ""
-
-
-class PeerTraffic(msgspec.Struct, frozen=True):
-    """Bytes since the agent started, decoded but for `origin_encoded_bytes`."""
-
-    origin_bytes: int = 0
-    origin_encoded_bytes: int = 0
-    peer_bytes: int = 0
-    served_bytes: int = 0
-
-
-class LimitsChange(msgspec.Struct, frozen=True):
-    """See `fuse.agent.request.LimitsChange`."""
-
-    limits: dict[str, int | None]
-
-
-class LimitsAnswer(msgspec.Struct, frozen=True):
-    """The limits of a host, by name; see `backend.peers.limit_control.LimitStatus`."""
-
-    own: dict[str, int | None]
-    cluster: dict[str, int | None]
-    effective: dict[str, int | None]
-    lease: dict[str, float | None] | None
-    yielded_bps: float | None
-    statistics: dict[str, int]
-
-
-class PeersAnswer(msgspec.Struct, frozen=True):
-    """What a host says of its part in the peer cache; see `fuse.agent.peering.PeerStatus`."""
-
-    host: PeerName
-    scheduler: str
-    members: int
-    enabled: bool
-    blobs: int
-    traffic: PeerTraffic
-    uploads: int
-    upload_restarts: int
-    degraded: int
-    hedges: int
-    dead_peers: int
-    wrong_bytes: int
-    busy_answers: int
-    by_peer: dict[str, int]
-    refused: dict[str, int]
-    limits: LimitsAnswer
-
-
 class AgentAnswer(msgspec.Struct, frozen=True):
     """What an agent says of itself."""
 
@@ -120,7 +66,7 @@ class AgentAnswer(msgspec.Struct, frozen=True):
     version: str
     restarts: int
     mounts: list[MountAnswer]
-    peers: PeersAnswer | None = None
+    peers: PeerStatus | None = None
 
 
 class _Refusal(msgspec.Struct, frozen=True):

@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import typer
+from msgspec.structs import asdict
 
+from backend.peers.limit_status import LimitStatus
+from fuse.agent.request import LIMITS_TARGET, LimitsChange
 from fuse.supervisor.main import SOCKET_NAME
 from tools.agent import NoAgent
-from tools.agent_client import LimitsAnswer, LimitsChange, call
+from tools.agent_client import call
 from tools.limit_options import (
     LimitDown,
     LimitOrigin,
@@ -21,8 +24,6 @@ from tools.limit_options import (
 )
 from tools.output import JsonOption, emit
 from tools.settings import settings_of
-
-LIMITS_TARGET = "/api/v1/limits"
 
 
 def show(ctx: typer.Context, as_json: JsonOption = False) -> None:
@@ -54,22 +55,22 @@ def change(
 ACTIONS = {"show": show, "set": change}
 
 
-def lines(status: LimitsAnswer) -> Iterator[str]:
+def lines(status: LimitStatus) -> Iterator[str]:
     """The limits for people."""
-    yield f"limits: {', '.join(limit_lines(status.effective)) or 'none'}"
-    if cluster := ", ".join(limit_lines(status.cluster)):
+    yield f"limits: {', '.join(limit_lines(asdict(status.effective))) or 'none'}"
+    if cluster := ", ".join(limit_lines(asdict(status.cluster))):
         yield f"  of the cluster: {cluster}"
-    if status.lease is not None and any(value is not None for value in status.lease.values()):
-        names = {"bps": "origin_bps", "rps": "origin_rps", "concurrency": "origin_concurrency"}
-        lent = limit_lines({names[key]: value for key, value in status.lease.items()})
-        yield f"  lent by the cluster: {', '.join(lent)}"
+    lent = asdict(status.lease) if status.lease is not None else {}
+    if any(value is not None for value in lent.values()):
+        shown = limit_lines({f"origin_{key}": value for key, value in lent.items()})
+        yield f"  lent by the cluster: {', '.join(shown)}"
     if status.yielded_bps is not None:
         yield "  serving yields to reads of this host"
 
 
-def _ask(run_dir: Path, change: LimitsChange | None = None) -> LimitsAnswer:
+def _ask(run_dir: Path, change: LimitsChange | None = None) -> LimitStatus:
     path = run_dir / SOCKET_NAME
     try:
-        return call(path, "POST" if change else "GET", LIMITS_TARGET, LimitsAnswer, change)
+        return call(path, "POST" if change else "GET", LIMITS_TARGET, LimitStatus, change)
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise NoAgent from error

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from fuse.agent.peer_report import PeerStatus
 from fuse.supervisor.main import SOCKET_NAME
 from rafs.errors import NydusError
-from tools.agent_client import PeersAnswer, ask_agent
+from tools.agent_client import ask_agent
 from tools.limits import lines
 from tools.sizes import format_size
 
@@ -20,7 +21,7 @@ class NoPeers(NydusError):
     exit_code: ClassVar[int] = 223
 
 
-def read_peers(run_dir: Path) -> PeersAnswer:
+def read_peers(run_dir: Path) -> PeerStatus:
     """What the agent says. Raises `NoPeers`."""
     agent = ask_agent(run_dir / SOCKET_NAME)
     if agent is None or agent.peers is None:
@@ -28,7 +29,7 @@ def read_peers(run_dir: Path) -> PeersAnswer:
     return agent.peers
 
 
-def peer_lines(status: PeersAnswer) -> Iterator[str]:
+def peer_lines(status: PeerStatus) -> Iterator[str]:
     """The status for people."""
     traffic = status.traffic
     yield f"{status.host.id} at {status.host.url}{f', zone {status.host.zone}' if status.host.zone else ''}"

@@ -8,7 +8,6 @@ never behind a prefetch. A cancelled request closes its connection.
 import enum
 import logging
 import math
-import re
 import ssl
 from collections import defaultdict
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import trio
 from backend.contract import BackendError
 from backend.peers.identity import CertificateRefused
 from backend.peers.intake import Intake
+from backend.peers.multipart import AnswerRefused, PartialAnswer, Ranges, range_header
 from backend.peers.peer_connection import PeerConnection, place_of
 from backend.peers.reach import is_reachable
 from backend.pieces import first_failure
@@ -35,8 +35,6 @@ SILENCE_MAX_S = 30.0
 RETRY_AFTER_S = 0.2
 IDLE_PER_HOST = 4
 COMPLAINTS_MAX = 4096
-
-_CONTENT_RANGE = re.compile(rb"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
 class Verdict(enum.Enum):
@@ -65,13 +63,23 @@ class PeerFailed(BackendError):
 @dataclass(frozen=True, slots=True)
 class PeerRequest:
     """A range of a decoded file. `image`: from where the blob can be read; `may_fetch`: whoever is asked is
-    an owner, and to bring from there what it lacks."""
+    an owner, and to bring from there what it lacks. `ranges`: more than the one that begins at `offset`, in
+    order and apart; `is_encoded`: they are of the encoded blob."""
 
     blob_id: str
     offset: int
     image: str
     fetch_class: FetchClass
     may_fetch: bool = False
+    ranges: tuple[tuple[int, int], ...] = ()
+    is_encoded: bool = False
+
+    @property
+    def target(self) -> bytes:
+        """What is asked for."""
+        if self.is_encoded:
+            return f"/v2/peer/blobs/sha256:{self.blob_id}".encode()
+        return f"/v1/blobs/{self.blob_id}/decoded".encode()
 
 
 class PeerClient:
@@ -89,22 +97,22 @@ class PeerClient:
 
     async def fetch(
         self, url: str, request: PeerRequest, buffer: memoryview, intake: Intake | None = None
-    ) -> None:
-        """Fills `buffer` with the range that starts at `request.offset`. Raises `PeerFailed`.
+    ) -> list[tuple[int, int]]:
+        """Fills `buffer` with the range that starts at `request.offset`, or with `request.ranges` in a row.
 
-        The bytes are not verified. `intake` says how fast they may be received.
+        The ranges that were given: all, or some of several. The bytes are not verified. `intake` says how
+        fast they may be received. Raises `PeerFailed`.
         """
         idle = self._idle[url, request.fetch_class]
         while idle:
             connection = idle.pop()
             try:
-                await self._exchange(connection, request, buffer, intake)
+                return await self._exchange(connection, request, buffer, intake)
             except _Stale:
                 continue  # closed by the other side while nobody used it
-            return
         connection = await self._connect(url)
         try:
-            await self._exchange(connection, request, buffer, intake)
+            return await self._exchange(connection, request, buffer, intake)
         except _Stale:
             raise PeerFailed(url, Verdict.DEAD, "hung up") from None
 
@@ -172,15 +180,16 @@ class PeerClient:
         request: PeerRequest,
         buffer: memoryview,
         intake: Intake | None,
-    ) -> None:
+    ) -> list[tuple[int, int]]:
         """One request on a connection, which is closed or kept afterwards."""
         url, is_whole = connection.url, False
+        given: list[tuple[int, int]] = []
         try:
             async with trio.open_nursery() as nursery:
                 watch = _StallWatch(self, connection)
                 nursery.start_soon(watch.run)
                 try:
-                    is_whole = await self._ask(connection, request, buffer, intake)
+                    given, is_whole = await self._ask(connection, request, buffer, intake)
                 except CertificateRefused as error:
                     self._complain(url, error)
                     raise PeerFailed(url, Verdict.DEAD, str(error)) from error
@@ -198,6 +207,7 @@ class PeerClient:
                 idle.append(connection)
             else:
                 connection.close()
+        return given
 
     async def _ask(
         self,
@@ -205,11 +215,11 @@ class PeerClient:
         request: PeerRequest,
         buffer: memoryview,
         intake: Intake | None,
-    ) -> bool:
-        """Whether the connection can be used again."""
-        first, last = request.offset, request.offset + len(buffer) - 1
+    ) -> tuple[list[tuple[int, int]], bool]:
+        """The ranges that were given, and whether the connection can be used again."""
+        ranges = request.ranges or ((request.offset, request.offset + len(buffer)),)
         headers = [
-            (b"Range", b"bytes=%d-%d" % (first, last)),
+            (b"Range", range_header(ranges)),
             (b"Nydus-Class", b"%d" % request.fetch_class),
             (b"Nydus-Peer", self.own_url.encode()),
         ]
@@ -217,29 +227,45 @@ class PeerClient:
             headers.append((b"Nydus-Image", request.image.encode()))
         if request.may_fetch:
             headers.append((b"Nydus-Fetch", b"1"))
-        head = await connection.ask(f"/v1/blobs/{request.blob_id}/decoded".encode(), headers)
-        self._check(connection.url, head, first, last)
-        await connection.receive_body(buffer, intake)
-        return not connection.is_last(head)
+        head = await connection.ask(request.target, headers)
+        answer = self._check(connection.url, head, ranges)
+        try:
+            given = await _receive(connection, answer, ranges, buffer, intake)
+        except AnswerRefused as error:
+            raise PeerFailed(connection.url, Verdict.FAULTY, str(error)) from error
+        return given, not connection.is_last(head)
 
-    def _check(self, url: str, head: h11.Response, first: int, last: int) -> None:
+    def _check(self, url: str, head: h11.Response, ranges: Ranges) -> PartialAnswer:
+        """What is going to be received. Raises `PeerFailed`."""
         values = dict(head.headers)
         if head.status_code == 206:
-            found = _CONTENT_RANGE.fullmatch(values.get(b"content-range", b""))
-            length = values.get(b"content-length", b"")
-            if (
-                found
-                and (int(found[1]), int(found[2])) == (first, last)
-                and length == b"%d" % (last - first + 1)
-            ):
-                return
-            raise PeerFailed(url, Verdict.FAULTY, "another range than asked for")
+            try:
+                return PartialAnswer.of(values, ranges)
+            except AnswerRefused as error:
+                raise PeerFailed(url, Verdict.FAULTY, str(error)) from error
         if head.status_code == 307:
             raise PeerFailed(url, Verdict.MOVED, values.get(b"location", b"").decode("latin-1"))
         if head.status_code == 429:
             raise PeerFailed(url, Verdict.BUSY, retry_after_s=_retry_after_s(values))
         verdict = Verdict.ABSENT if head.status_code in (404, 409, 416, 503) else Verdict.FAULTY
         raise PeerFailed(url, verdict, f"status {head.status_code}")
+
+
+async def _receive(
+    connection: PeerConnection,
+    answer: PartialAnswer,
+    ranges: Ranges,
+    buffer: memoryview,
+    intake: Intake | None,
+) -> list[tuple[int, int]]:
+    """Receives a body; the ranges that are in `buffer` then. Raises `AnswerRefused`."""
+    if answer.single is None:
+        body = memoryview(bytearray(answer.length))
+        await connection.receive_body(body, intake)
+        return answer.place(body, ranges, buffer)
+    at = sum(end - offset for offset, end in ranges if offset < answer.single[0])
+    await connection.receive_body(buffer[at : at + answer.length], intake)
+    return [answer.single]
 
 
 def _retry_after_s(headers: dict[bytes, bytes]) -> float:

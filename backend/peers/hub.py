@@ -31,7 +31,9 @@ BAD_PEERS_MAX = 256
 
 @dataclass(slots=True)
 class PeerCounters:
-    """Bytes, decoded but for `origin_encoded_bytes`, and how often something went another way.
+    """Bytes, decoded but for `*_encoded_bytes`, and how often something went another way.
+
+    `peer_encoded_bytes`: what came encoded from other hosts, of which `peer_bytes` has the decoded size.
 
     `degraded`: runs of chunks that came from the origin because those before this host did not bring them.
     """
@@ -39,6 +41,7 @@ class PeerCounters:
     origin_bytes: int = 0
     origin_encoded_bytes: int = 0
     peer_bytes: int = 0
+    peer_encoded_bytes: int = 0
     served_bytes: int = 0
     degraded: int = 0
     hedges: int = 0
@@ -55,6 +58,7 @@ class PeerCounters:
             self.origin_encoded_bytes,
             self.peer_bytes,
             self.served_bytes,
+            self.peer_encoded_bytes,
         )
 
 

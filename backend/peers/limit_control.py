@@ -5,26 +5,9 @@ Concurrency: for the trio thread, free of checkpoints.
 
 from collections.abc import Callable
 
-import msgspec
-
-from backend.peers.leases import OriginShare
 from backend.peers.limit_settings import LimitSettings
-from backend.peers.limit_tree import LimitStatistics
+from backend.peers.limit_status import LimitStatus
 from backend.peers.limits import HostLimits
-
-
-class LimitStatus(msgspec.Struct, frozen=True):
-    """The limits of a host: its own, those of the cluster, and what follows.
-
-    `lease` is what the cluster lends it of the origin; `yielded_bps` what serving is held to at the moment.
-    """
-
-    own: LimitSettings
-    cluster: LimitSettings
-    effective: LimitSettings
-    lease: OriginShare | None
-    yielded_bps: float | None
-    statistics: LimitStatistics
 
 
 class LimitControl:

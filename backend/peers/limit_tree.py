@@ -8,30 +8,18 @@ upload                 host_up * share - task_up
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from backend.peers.bucket import QUANTUM_BYTES, Gate, Places, TokenBucket
 from backend.peers.claims import Claim, ClaimQueue
 from backend.peers.leases import OriginShare
 from backend.peers.limit_settings import LimitSettings, stricter
+from backend.peers.limit_status import LimitStatistics
 from backend.priority import FetchClass
 
 TASKS_KEPT = 1024
 """So many tasks may have buckets before those at rest are dropped, which changes nothing but memory."""
 
 Notify = Callable[[], object] | None
-
-
-@dataclass(frozen=True, slots=True)
-class LimitStatistics:
-    """What has passed since the start, and who waits."""
-
-    up_bytes: int
-    down_bytes: int
-    origin_bytes: int
-    origin_requests: int
-    origin_busy: int
-    waiting: int
 
 
 class LimitTree:

@@ -16,7 +16,8 @@ import trio
 from backend.peers.claims import Claim
 from backend.peers.leases import OriginShare
 from backend.peers.limit_settings import LIMIT_MAX, LimitSettings
-from backend.peers.limit_tree import LimitStatistics, LimitTree
+from backend.peers.limit_status import LimitStatistics
+from backend.peers.limit_tree import LimitTree
 from backend.peers.yielding import YieldRule
 from backend.priority import FetchClass
 

@@ -11,16 +11,17 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 import trio
 
 from backend.cache import CachedBlob
-from backend.decode import ChunkDecoder, ChunkOutcome, DecodedChunk
-from backend.extents import BlobExtent, merge_runs
+from backend.decode import ChunkDecoder, ChunkOutcome
+from backend.extents import BlobExtent
 from backend.fetch_pool import FetchPool
 from backend.peers.client import PeerFailed, PeerRequest, Verdict
+from backend.peers.delivery import Deliveries, Given
 from backend.peers.hub import PeerBlob, PeerHub
 from backend.peers.intake import Intake
 from backend.peers.piece_picker import PiecePicker
 from backend.peers.piece_queue import Wanted
+from backend.peers.portion import Portion, runs_of_piece
 from backend.peers.swarm import AskOrigin, AskPeer, Choice, Pause
-from backend.peers.wire import HostInfo
 from backend.priority import FetchClass, Ticket
 from backend.singleflight import Flight
 from rafs.blobmeta import BlobMeta
@@ -58,14 +59,12 @@ class PeerStage:
     ) -> None:
         """`settle` takes outcomes over and lands the flight; `lacking` tells what an extent still needs."""
         self.bytes_received = 0
+        self.deliveries = Deliveries(meta, decoder, cached, lacking)
         self._hub = hub
         self._blob = blob
         self._meta = meta
-        self._decoder = decoder
-        self._cached = cached
         self._pool = pool
         self._settle = settle
-        self._lacking = lacking
 
     @property
     def is_alone(self) -> bool:
@@ -108,7 +107,7 @@ class PeerStage:
         for extent in extents:
             by_piece.setdefault(self._blob.presence.piece_of(extent.chunks.start), []).append(extent)
         limit_bytes = min(limit_bytes, REQUEST_BYTES)
-        return [run for group in by_piece.values() for run in merge_runs(group, limit_bytes)]
+        return [run for group in by_piece.values() for run in runs_of_piece(group, limit_bytes)]
 
     async def bring(self, flights: list[Flight], ticket: Ticket) -> list[Flight]:
         """Brings a run of one piece; gives the flights that the origin has to serve."""
@@ -173,47 +172,41 @@ class PeerStage:
         self, choice: AskPeer, flights: list[Flight], ticket: Ticket, piece: int, tried: set[str]
     ) -> list[Flight]:
         """Asks one host; the flights that it did not serve."""
-        wanted = self._spans(flights)
-        if not wanted:
+        portion = self.deliveries.portion(
+            choice.host, self._hub.swarm.health_of(choice.host.id).rate, flights
+        )
+        if portion is None:
             for flight in flights:
                 self._settle(flight, [])
             return []
-        start, end = wanted[0][1], max(offset + size for _, offset, size in wanted)
-        host = choice.host
-        with self._pool.buffers.lent(end - start) as buffer:
+        with self._pool.buffers.lent(portion.size_bytes) as buffer:
             try:
                 async with self._pool.peer_gate.slot(ticket):
-                    host = await self._receive(choice, start, buffer, ticket, piece, tried)
+                    got = await self._receive(choice, portion, buffer, ticket, piece, tried)
             except PeerFailed as error:
-                self._note_failure(choice, error, piece, tried)
+                self._note_failure(choice, error, piece, tried, portion)
                 return flights
-            return await self._take(host, flights, wanted, start, buffer, tried)
-
-    def _spans(self, flights: Sequence[Flight]) -> list[tuple[int, int, int]]:
-        """Number, offset and size of every chunk that is lacking, by offset in the decoded file."""
-        spans = []
-        for flight in flights:
-            for index in self._lacking(flight.extent):
-                chunk = self._meta.chunk(index)
-                spans.append((index, chunk.uncompressed_offset, chunk.uncompressed_size))
-        spans.sort(key=lambda span: span[1])
-        return spans
+            return await self._take(got, flights, portion, buffer, tried)
 
     async def _receive(
-        self, choice: AskPeer, start: int, buffer: memoryview, ticket: Ticket, piece: int, tried: set[str]
-    ) -> HostInfo:
-        """Fills `buffer`; the host that did it, which is another one when that was faster."""
+        self,
+        choice: AskPeer,
+        portion: Portion,
+        buffer: memoryview,
+        ticket: Ticket,
+        piece: int,
+        tried: set[str],
+    ) -> Given:
+        """Fills `buffer`; what is in it from whom, which is another host when that was faster."""
         if ticket.fetch_class is not FetchClass.ON_DEMAND or choice.is_owner:
-            await self._request(choice, start, buffer, ticket)
-            return choice.host
-        winner: list[HostInfo] = []
+            return await self._request(choice, portion, buffer, ticket)
+        winner: list[Given] = []
         failure: list[PeerFailed] = []
         first_ended = trio.Event()
 
         async def ask_first(scope: trio.CancelScope) -> None:
             try:
-                await self._request(choice, start, buffer, ticket)
-                winner.append(choice.host)
+                winner.append(await self._request(choice, portion, buffer, ticket))
                 scope.cancel()
             except PeerFailed as error:
                 failure.append(error)
@@ -225,7 +218,7 @@ class PeerStage:
             with trio.move_on_after(self._hub.swarm.hedge.after_s()):
                 await first_ended.wait()
             if not first_ended.is_set():
-                await self._hedge(choice, start, buffer, ticket, piece, tried, winner)
+                await self._hedge(choice, portion, buffer, ticket, piece, tried, winner)
                 if winner:
                     nursery.cancel_scope.cancel()
         if not winner:
@@ -235,12 +228,12 @@ class PeerStage:
     async def _hedge(
         self,
         choice: AskPeer,
-        start: int,
+        portion: Portion,
         buffer: memoryview,
         ticket: Ticket,
         piece: int,
         tried: set[str],
-        winner: list[HostInfo],
+        winner: list[Given],
     ) -> None:
         """Asks a second host for the same; its answer counts when it is there first."""
         hub = self._hub
@@ -251,66 +244,72 @@ class PeerStage:
         hub.counters.hedges += 1
         with self._pool.buffers.lent(size) as second:
             try:
-                await self._request(AskPeer(other), start, second, ticket)
+                got = await self._request(AskPeer(other), portion, second, ticket)
             except PeerFailed as error:
-                self._note_failure(AskPeer(other), error, piece, tried)
+                self._note_failure(AskPeer(other), error, piece, tried, portion)
                 return
             if not winner:
-                winner.append(other)
+                winner.append(got)
                 buffer[:] = second
 
-    async def _request(self, choice: AskPeer, start: int, buffer: memoryview, ticket: Ticket) -> None:
+    async def _request(self, choice: AskPeer, portion: Portion, buffer: memoryview, ticket: Ticket) -> Given:
         hub, size = self._hub, len(buffer)
         health = hub.swarm.health_of(choice.host.id)
         request = PeerRequest(
-            self._blob.blob_id, start, self._blob.image, ticket.fetch_class, may_fetch=choice.is_owner
+            self._blob.blob_id,
+            portion.ranges[0][0],
+            self._blob.image,
+            ticket.fetch_class,
+            may_fetch=choice.is_owner,
+            ranges=portion.ranges,
+            is_encoded=portion.is_encoded,
         )
         others, since = health.in_flight, trio.current_time()
         health.in_flight += size
         try:
             intake = Intake(self._pool.limits, ticket, self._blob.blob_id)
-            await hub.client.fetch(choice.host.url, request, buffer, intake)
+            ranges = await hub.client.fetch(choice.host.url, request, buffer, intake)
         finally:
             health.in_flight -= size
         duration_s = trio.current_time() - since
         if not choice.is_owner:  # who has to fetch it first is not slow
             health.note_done(size, duration_s, others)
             hub.swarm.hedge.note(duration_s)
-        hub.counters.by_peer[choice.host.id] += size
-        hub.counters.peer_bytes += size
-        self.bytes_received += size
+        decoded_bytes = portion.decoded_bytes if portion.is_encoded else size
+        hub.counters.by_peer[choice.host.id] += decoded_bytes
+        hub.counters.peer_bytes += decoded_bytes
+        hub.counters.peer_encoded_bytes += size if portion.is_encoded else 0
+        self.bytes_received += decoded_bytes
+        return Given(choice.host, ranges)
 
     async def _take(
-        self,
-        host: HostInfo,
-        flights: list[Flight],
-        wanted: list[tuple[int, int, int]],
-        start: int,
-        buffer: memoryview,
-        tried: set[str],
+        self, got: Given, flights: list[Flight], portion: Portion, buffer: memoryview, tried: set[str]
     ) -> list[Flight]:
-        """Verifies and stores; the flights with chunks that were wrong."""
-        chunks = [DecodedChunk(i, buffer[at - start : at - start + size]) for i, at, size in wanted]
+        """Verifies and stores; the flights with chunks that were wrong, or not given."""
+        host = got.host
         async with self._pool.decoders.slot(Ticket(flights[0].ticket.fetch_class)):
-            outcomes = await trio.to_thread.run_sync(self._decoder.take, chunks, self._cached.store)
-        by_chunk = {outcome.index: outcome for outcome in outcomes}
-        left: list[Flight] = []
-        for flight in flights:
-            results = [by_chunk[index] for index in flight.extent.chunks if index in by_chunk]
-            if any(outcome.fault for outcome in results):
-                left.append(flight)
+            here, results = await self.deliveries.check(got, flights, portion, buffer)
+        wrong: list[Flight] = []
+        for flight, outcomes in zip(here, results, strict=True):
+            if any(outcome.fault for outcome in outcomes):
+                wrong.append(flight)
             else:
-                self._settle(flight, results)
-        if left:
+                self._settle(flight, outcomes)
+        if wrong:
             log.warning("peer %s sent wrong bytes of blob %s", host.id, self._blob.blob_id[:12])
             self._hub.note_wrong(host, self._blob.blob_id)
+        if wrong or not here:  # it would be asked for the same again
             tried.add(host.id)
-        return left
+        return [*wrong, *(flight for flight in flights if flight not in here)]
 
-    def _note_failure(self, choice: AskPeer, error: PeerFailed, piece: int, tried: set[str]) -> None:
+    def _note_failure(
+        self, choice: AskPeer, error: PeerFailed, piece: int, tried: set[str], portion: Portion
+    ) -> None:
         hub, host, now = self._hub, choice.host, trio.current_time()
         swarm, health = hub.swarm, hub.swarm.health_of(choice.host.id)
-        if error.verdict is Verdict.BUSY:
+        if portion.is_encoded and error.verdict is Verdict.ABSENT:
+            self.deliveries.note_absent(host, now)  # decoded it may have it
+        elif error.verdict is Verdict.BUSY:
             hub.counters.busy_answers += 1
             health.note_busy(now, error.retry_after_s)
         elif error.verdict is Verdict.MOVED:

@@ -19,6 +19,14 @@ GIVEN_PIECES_MAX = 8192
 GIVEN_HOSTS_MAX = 8
 GIVEN_S = 60.0
 
+_Key = tuple[str, str, int]
+"""Kind of the bytes, blob, and which part of it."""
+
+
+def _is_shared(request: BlobRequest) -> bool:
+    """Whether it is of what hosts give to each other, and not asked for by a client of registries."""
+    return request.kind == "decoded" or (request.kind == "encoded" and bool(request.peer_url))
+
 
 class UploadSlots:
     """An `Admission`."""
@@ -43,18 +51,18 @@ class UploadSlots:
         self._clock = clock
         self._chance = chance or random.Random()
         self._kept = kept
-        self._given: OrderedDict[tuple[str, int], deque[tuple[float, str]]] = OrderedDict()
+        self._given: OrderedDict[_Key, deque[tuple[float, str]]] = OrderedDict()
 
     def given(self, request: BlobRequest, offset: int) -> int:
         """To how many hosts the part of a blob that begins at `offset` was given."""
-        if request.kind != "decoded":
+        if not _is_shared(request):
             return 0
-        return len(self._given.get(self._keys(request.blob_id, offset, offset + 1)[0], ()))
+        return len(self._given.get(self._keys(request, offset, offset + 1)[0], ()))
 
     def admit(self, request: BlobRequest, offset: int, end: int) -> Admit | Redirect | Busy:
         """See `Admission`."""
         is_full = self.active >= self.slots
-        if request.kind == "decoded" and (is_full or self._queue() >= QUEUE_LONG):
+        if _is_shared(request) and (is_full or self._queue() >= QUEUE_LONG):
             others = self._holders(request, offset, end)
             if others:
                 return Redirect(self._chance.choice(others))
@@ -66,10 +74,10 @@ class UploadSlots:
     def done(self, request: BlobRequest, offset: int, end: int, sent_bytes: int) -> None:
         """See `Admission`."""
         self.active -= 1
-        if request.kind != "decoded" or sent_bytes < end - offset or not request.peer_url:
+        if not _is_shared(request) or sent_bytes < end - offset or not request.peer_url:
             return
         now = self._clock()
-        for key in self._keys(request.blob_id, offset, end):
+        for key in self._keys(request, offset, end):
             given = self._given.setdefault(key, deque(maxlen=GIVEN_HOSTS_MAX))
             given.append((now, request.peer_url))
             self._given.move_to_end(key)
@@ -79,12 +87,12 @@ class UploadSlots:
     def _holders(self, request: BlobRequest, offset: int, end: int) -> list[str]:
         """Who was given the first part of the range; all of it they have to have, or be getting."""
         now = self._clock()
-        key = self._keys(request.blob_id, offset, end)[0]
+        key = self._keys(request, offset, end)[0]
         recent = [url for at, url in self._given.get(key, ()) if now - at < GIVEN_S]
         return [url for url in recent if url != request.peer_url]
 
-    def _keys(self, blob_id: str, offset: int, end: int) -> list[tuple[str, int]]:
+    def _keys(self, request: BlobRequest, offset: int, end: int) -> list[_Key]:
         """A key for each range that is small enough to be asked for at once."""
-        piece_bytes = piece_bytes_of(self._size_of(blob_id))
+        piece_bytes = piece_bytes_of(self._size_of(request.blob_id))
         pieces = range(offset // piece_bytes, max(offset, end - 1) // piece_bytes + 1)
-        return [(blob_id, piece) for piece in pieces]
+        return [(request.kind, request.blob_id, piece) for piece in pieces]

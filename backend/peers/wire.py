@@ -15,12 +15,16 @@ SWITCH_TARGET = "/v1/switch"
 
 
 class HostInfo(msgspec.Struct, frozen=True):
-    """A host, and the address of its upload server (`http://10.0.0.1:8771`)."""
+    """A host, and the address of its upload server (`http://10.0.0.1:8771`).
+
+    `keeps_encoded`: of some blobs at least, it has the encoded bytes, too.
+    """
 
     id: str
     url: str
     zone: str = ""
     labels: dict[str, str] = {}
+    keeps_encoded: bool = False
 
 
 class Holding(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -33,12 +37,16 @@ class Holding(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Traffic(msgspec.Struct, frozen=True):
-    """Bytes since the agent started, decoded but for `origin_encoded_bytes`."""
+    """Bytes since the agent started, decoded but for `*_encoded_bytes` and what was served.
+
+    `peer_encoded_bytes`: what came encoded from other hosts, of which `peer_bytes` has the decoded size.
+    """
 
     origin_bytes: int = 0
     origin_encoded_bytes: int = 0
     peer_bytes: int = 0
     served_bytes: int = 0
+    peer_encoded_bytes: int = 0
 
     def __add__(self, other: "Traffic") -> "Traffic":
         pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)

@@ -17,8 +17,9 @@ import msgspec
 import trio
 
 from backend.json_api import ApiRequest, Routes, serve_api
-from backend.peers.limit_control import LimitControl, LimitStatus
+from backend.peers.limit_control import LimitControl
 from backend.peers.limit_settings import LimitSettings, read_limits
+from backend.peers.limit_status import LimitStatus
 from backend.peers.limits import open_limits
 from backend.shelf import BlobShelf
 from fuse.agent.kept import AgentStatus, KeptMount

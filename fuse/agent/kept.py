@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from backend.store import BlobMetaFile, ImageMetadata
-from fuse.agent.peering import PeerStatus
+from fuse.agent.peer_report import PeerStatus
 from fuse.agent.request import MountRequest
 from fuse.mount_status import SessionStatus
 

@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import urlsplit
 
-import msgspec
 import trio
 
 from backend.http import HttpClient, HttpOptions
+from backend.keep_mode import KeepEncoded
 from backend.peers.announcer import Announcer
 from backend.peers.client import PeerClient
 from backend.peers.hub import PeerHub
 from backend.peers.identity import normal_address
-from backend.peers.limit_control import LimitControl, LimitStatus
+from backend.peers.limit_control import LimitControl
 from backend.peers.tls import REFRESH_S, PeerTls, TlsFiles
-from backend.peers.wire import HostInfo, Traffic
+from backend.peers.wire import HostInfo
 from backend.registry import RegistryOptions
 from backend.shelf import BlobShelf
 from fuse.agent.guests import GuestImages
 from fuse.agent.peer_options import PeerOptions
+from fuse.agent.peer_report import PeerStatus
 from fuse.agent.uploads import Uploads
 from fuse.keeper import Keeper
 from fuse.supervisor.holdings import KIND_PEER_LISTENER
@@ -38,27 +39,6 @@ class PeersUnavailable(NydusError):
 
     message = "peers: {why}"
     exit_code: ClassVar[int] = 202
-
-
-class PeerStatus(msgspec.Struct, frozen=True):
-    """What a host says of its part in the peer cache. `by_peer`: bytes received from each host."""
-
-    host: HostInfo
-    scheduler: str
-    members: int
-    enabled: bool
-    blobs: int
-    traffic: Traffic
-    uploads: int
-    upload_restarts: int
-    degraded: int
-    hedges: int
-    dead_peers: int
-    wrong_bytes: int
-    busy_answers: int
-    by_peer: dict[str, int]
-    refused: dict[str, int]
-    limits: LimitStatus
 
 
 @dataclass(slots=True)
@@ -147,7 +127,8 @@ async def open_peering(
         why = f"the certificate of {tls.facts.name} is not for {address}; issue one with --address {address}"
         raise PeersUnavailable(why=why)
     url = f"{'https' if tls else 'http'}://{shown}:{port}"
-    own = HostInfo(options.host_id or f"{shown}:{port}", url, options.zone, options.labels)
+    keeps = options.keep_encoded is not KeepEncoded.NEVER
+    own = HostInfo(options.host_id or f"{shown}:{port}", url, options.zone, options.labels, keeps)
     hub = PeerHub(own, PeerClient(url, tls.client if tls else None), keep=options.keep_encoded)
     return Peering(options, hub, control, listener, shelf, tls)
 

@@ -60,9 +60,7 @@ class UploadProcess:
         self._turns = SendTurns()
         self._limits: HostLimits
         self._told_terms = trio.Event()
-        self._slots = UploadSlots(
-            lambda blob_id: self._files[blob_id].size_bytes, time.monotonic, lambda: len(self._turns)
-        )
+        self._slots = UploadSlots(self._decoded_size, time.monotonic, lambda: len(self._turns))
         self._numbers = itertools.count(1)
         self._waiting: dict[int, _Reply] = {}
         self._sending = trio.Lock()
@@ -140,6 +138,10 @@ class UploadProcess:
         except NotAvailable:
             return None
         return reply.document
+
+    def _decoded_size(self, blob_id: str) -> int:
+        file = self._files.get(blob_id)
+        return file.size_bytes if file is not None else 0
 
     def admit(self, request: BlobRequest, offset: int, end: int) -> Admit | Redirect | Busy:
         """See `Admission`."""

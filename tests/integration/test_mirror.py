@@ -249,3 +249,21 @@ def test_what_was_kept_outlives_the_agent(tmp_path: Path) -> None:
         while (answer := curl(url, "--retry-connrefused", "--retry", "5"))[0] != 200:
             assert time.monotonic() < deadline
         assert answer == (200, image.content(image.data_blob))
+
+
+def test_hosts_that_keep_encoded_bytes_give_them_to_each_other(tmp_path: Path) -> None:
+    """What the second host has is decoded from what the first one kept, and whole there, too."""
+    source = compressible(tmp_path / "model", 8 * MIB)
+    with peer_cluster(tmp_path / "cluster", 2) as cluster:
+        first, second = cluster.hosts
+        image = publish(cluster, source, "model:v1")
+        first.mount(image.reference, "--prefetch", "all")
+        assert same(source, first.mount_dir)
+        second.mount(image.reference, "--prefetch", "all")
+        assert same(source, second.mount_dir)
+        traffic = second.peers()["traffic"]
+        assert traffic["peer_bytes"] + traffic["origin_bytes"] >= 8 * MIB
+        assert 0 < traffic["peer_encoded_bytes"] <= 0.6 * traffic["peer_bytes"]
+        assert cluster.origin_bytes() <= 1.02 * 8 * MIB
+        answer = curl(f"{second.url}/v2/model/blobs/{image.data_blob}")
+        assert answer == (200, image.content(image.data_blob))

@@ -3,6 +3,7 @@
 import random
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,35 @@ async def test_ranges_arrive_on_one_kept_connection(tmp_path: Path) -> None:
         assert server.counters.connections_made == 1
         (asked,) = {request.peer_url for request in server.shelf.asked}
         assert asked == "http://127.0.0.1:9"
+        client.close()
+
+
+def scattered(count: int, *, is_encoded: bool = False) -> PeerRequest:
+    ranges = tuple((n << 14, (n << 14) + 1000 + n) for n in range(count))
+    request = wants(0)
+    return replace(request, ranges=ranges, is_encoded=is_encoded)
+
+
+@pytest.mark.parametrize("is_encoded", [False, True])
+async def test_scattered_ranges_come_with_one_request(tmp_path: Path, *, is_encoded: bool) -> None:
+    client, request = PeerClient(), scattered(100, is_encoded=is_encoded)
+    async with serving(FillingFile(tmp_path / "file", CONTENT)) as server:
+        for _ in range(2):  # the connection is kept
+            buffer = bytearray(sum(end - offset for offset, end in request.ranges))
+            assert await client.fetch(server.url(""), request, memoryview(buffer)) == list(request.ranges)
+            assert bytes(buffer) == b"".join(CONTENT[offset:end] for offset, end in request.ranges)
+        assert (server.counters.requests, server.counters.connections_made) == (2, 1)
+        assert {asked.kind for asked in server.shelf.asked} == {"encoded" if is_encoded else "decoded"}
+        client.close()
+
+
+async def test_of_scattered_ranges_one_is_not_there(tmp_path: Path) -> None:
+    client, file = PeerClient(), FillingFile(tmp_path / "file", CONTENT, whole=False)
+    file.land(0, 100_000)
+    async with serving(file) as server:
+        with pytest.raises(PeerFailed) as caught:
+            await client.fetch(server.url(""), scattered(10), memoryview(bytearray(20_000)))
+        assert caught.value.verdict is Verdict.ABSENT
         client.close()
 
 
@@ -130,6 +160,19 @@ async def sends_everything(stream: trio.SocketStream) -> None:
     await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n" + bytes(2000))
 
 
+async def sends_parts_that_nobody_asked_for(stream: trio.SocketStream) -> None:
+    await stream.receive_some()
+    body = b"\r\n--b\r\nContent-Range: bytes 5-9/2000\r\n\r\nhello\r\n--b--\r\n"
+    head = b"HTTP/1.1 206 P\r\nContent-Type: multipart/byteranges; boundary=b\r\nContent-Length: %d\r\n\r\n"
+    await stream.send_all(head % len(body) + body)
+
+
+async def sends_endless_parts(stream: trio.SocketStream) -> None:
+    await stream.receive_some()
+    kind = b"Content-Type: multipart/byteranges; boundary=b\r\n"
+    await stream.send_all(b"HTTP/1.1 206 P\r\n" + kind + b"Content-Length: 10000000000\r\n\r\n")
+
+
 async def has_an_endless_head(stream: trio.SocketStream) -> None:
     await stream.receive_some()
     await stream.send_all(b"HTTP/1.1 206 P\r\n" + b"X: " + b"y" * 40_000)
@@ -143,6 +186,8 @@ async def has_an_endless_head(stream: trio.SocketStream) -> None:
         (has_an_endless_head, Verdict.DEAD),
         (sends_another_range, Verdict.FAULTY),
         (sends_everything, Verdict.FAULTY),
+        (sends_parts_that_nobody_asked_for, Verdict.FAULTY),
+        (sends_endless_parts, Verdict.FAULTY),
     ],
 )
 async def test_hosts_that_do_it_wrong(behaviour: Behaviour, expected: Verdict) -> None:

@@ -3,10 +3,10 @@
 import errno
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import trio
@@ -20,7 +20,7 @@ from backend.peers.client import PeerClient, PeerFailed, PeerRequest, Verdict
 from backend.peers.hub import PeerHub
 from backend.peers.piece import PieceSet
 from backend.peers.wire import Answer, HolderChange, HostInfo, MemberChange
-from backend.priority import FetchClass
+from backend.priority import FetchClass, Ticket
 from rafs.codec import Compressor
 
 MIB = 1 << 20
@@ -36,10 +36,13 @@ class FakeClient:
         self.asked: list[tuple[str, int]] = []
         self._give = give
 
-    async def fetch(self, url: str, request: PeerRequest, buffer: memoryview, intake: object = None) -> None:
+    async def fetch(
+        self, url: str, request: PeerRequest, buffer: memoryview, intake: object = None
+    ) -> list[tuple[int, int]]:
         """As in `PeerClient`."""
         self.asked.append((url, request.offset // MIB))
         await self._give(url, request, buffer)
+        return list(request.ranges)
 
 
 class Rig:
@@ -63,8 +66,12 @@ def content(index: int) -> bytes:
 
 
 @asynccontextmanager
-async def rig(tmp_path: Path, give: Give, count: int = 4) -> AsyncIterator[tuple[Rig, FakeClient]]:
-    blob = make_memory_blob([content(index) for index in range(count)], Compressor.NONE)
+async def rig(
+    tmp_path: Path, give: Give, count: int = 4, chunks: Sequence[bytes] = ()
+) -> AsyncIterator[tuple[Rig, FakeClient]]:
+    """A blob of `count` MiB, or of these chunks."""
+    blob = make_memory_blob(list(chunks) or [content(index) for index in range(count)], Compressor.NONE)
+    count = -(-blob.entry.uncompressed_size // MIB)
     shape = BlobShape(blob.entry.blob_id, blob.entry.uncompressed_size, blob.entry.chunk_count)
     cached = BlobCache(tmp_path).open(shape)
     reader, client = MemoryBlobReader(blob.data), FakeClient(give)
@@ -86,8 +93,9 @@ async def rig(tmp_path: Path, give: Give, count: int = 4) -> AsyncIterator[tuple
 
 async def gives(url: str, request: PeerRequest, buffer: memoryview) -> None:
     await trio.lowlevel.checkpoint()
-    for at in range(0, len(buffer), MIB):
-        buffer[at : at + MIB] = content((request.offset + at) // MIB)
+    places = [place for offset, end in request.ranges for place in range(offset, end, MIB)]
+    for number, place in enumerate(places):
+        buffer[number * MIB : (number + 1) * MIB] = content(place // MIB)
 
 
 async def test_another_host_gives_and_the_origin_is_not_asked(tmp_path: Path) -> None:
@@ -98,6 +106,51 @@ async def test_another_host_gives_and_the_origin_is_not_asked(tmp_path: Path) ->
         assert r.reader.requests == []
         assert r.fetcher.statistics().bytes_from_peers == 4 * MIB
         assert r.hub.counters.origin_bytes == 0
+
+
+async def test_what_a_host_gives_in_part_is_taken_and_the_rest_brought_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path, gives, 6) as (r, client):
+        await r.fetcher.ensure(1, 1)
+        await r.fetcher.ensure(3, 3)
+        whole = client.fetch
+
+        async def in_part(*arguments: Any) -> list[tuple[int, int]]:
+            return (await whole(*arguments))[:-1]
+
+        monkeypatch.setattr(client, "fetch", in_part)
+        portions = r.fetcher._peers
+        assert portions is not None
+        flights = [
+            r.fetcher._flights.start(r.fetcher._extents.of(n), Ticket(FetchClass.PREFETCH)) for n in (0, 2, 4)
+        ]
+        left = await portions.bring(flights, Ticket(FetchClass.PREFETCH))
+        r.check(0, 1, 2, 3)
+        assert [flight.extent.chunks.start for flight in left] == [4]
+        for flight in left:
+            r.fetcher._settle(flight, [])
+
+
+async def test_scattered_chunks_are_asked_for_with_one_request(tmp_path: Path) -> None:
+    chunks = [random.Random(index).randbytes(4096) for index in range(200)]
+    asked: list[PeerRequest] = []
+
+    async def give(url: str, request: PeerRequest, buffer: memoryview) -> None:
+        await trio.lowlevel.checkpoint()
+        asked.append(request)
+        at = 0
+        for offset, end in request.ranges:
+            for place in range(offset, end, 4096):
+                buffer[at : at + 4096] = chunks[place // 4096]
+                at += 4096
+
+    async with rig(tmp_path, give, chunks=chunks) as (r, _):
+        await r.fetcher.ensure_chunks(range(0, 200, 10), FetchClass.PREFETCH)
+        assert [len(request.ranges) for request in asked] == [20]
+        for index in range(0, 200, 10):
+            assert bytes(r.cached.view(index * 4096, 4096)) == chunks[index]
+        assert r.fetcher.statistics().bytes_from_peers == 20 * 4096
 
 
 @pytest.mark.logs_warning

@@ -14,6 +14,7 @@ from backend.cache import CachedBlob
 from backend.chunk_copy import ChunkCopier
 from backend.decode import ChunkOutcome
 from backend.extents import BlobExtent, merge_runs
+from backend.fetch_metrics import Source
 from backend.fetch_pool import FetchPool
 from backend.priority import Ticket
 from backend.singleflight import Flight, FlightTable
@@ -97,7 +98,9 @@ class CopyStage:
             if not outcomes or any(outcome.fault for outcome in outcomes):
                 left.append(flight)
             else:
-                self.bytes_copied += sum(outcome.size_bytes for outcome in outcomes)
+                size_bytes = sum(outcome.size_bytes for outcome in outcomes)
+                self.bytes_copied += size_bytes
+                self._pool.metrics.note_bytes(Source.CACHE, flight.ticket.fetch_class, size_bytes)
                 self._settle(flight, outcomes)
         return left
 

@@ -173,8 +173,11 @@ class ChunkFetcher:
         """
         unstored: dict[int, bytes] = {}
         flights = self._collect(chunks, fetch_class, unstored)
+        began = trio.current_time()
         for flight in flights:
             await flight.done.wait()
+        if flights:
+            self._pool.metrics.note_wait(fetch_class, trio.current_time() - began)
         wanted = set(chunks)
         for flight in flights:
             for index in sorted(wanted & flight.failures.keys()):
@@ -341,7 +344,7 @@ class ChunkFetcher:
             while (arrival := self.cached.arriving.get(flight.extent.chunks.start)) is not None:
                 arrival.raise_to(flight.ticket.fetch_class)
                 await arrival.ended.wait()
-            if self._missing(flight.extent):
+            if list(self._lacking(flight.extent)):
                 self._pool.nursery.start_soon(self._bring, [flight], ticket)
             else:
                 self._settle(flight, [])
@@ -368,9 +371,6 @@ class ChunkFetcher:
         for run in merge_runs((flight.extent for flight in left), OWNED_RUN_BYTES):
             group = [by_start[extent.start] for extent in run]
             self._pool.nursery.start_soon(self._origin.fetch_owned, group, ticket)
-
-    def _missing(self, extent: BlobExtent) -> list[int]:
-        return list(self._lacking(extent))
 
     def _lacking(self, extent: BlobExtent) -> Iterator[int]:
         decoder, cached = self._decoder, self.cached

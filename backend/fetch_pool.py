@@ -13,6 +13,7 @@ import trio
 
 from backend.buffers import BufferPool
 from backend.cache import CachedBlob
+from backend.fetch_metrics import FetchMetrics
 from backend.peers.limit_settings import LimitSettings
 from backend.peers.limits import HostLimits
 from backend.peers.origin_window import OriginWindow
@@ -39,8 +40,11 @@ class FetchOptions:
 class FetchPool:
     """What the fetchers of a mount share: tasks, connections, decoding threads, the flusher."""
 
-    def __init__(self, nursery: trio.Nursery, options: FetchOptions, limits: HostLimits) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, options: FetchOptions, limits: HostLimits, metrics: FetchMetrics
+    ) -> None:
         """Use `open_fetch_pool`."""
+        self.metrics = metrics
         self.nursery = nursery
         self.options = options
         self.limits = limits
@@ -117,11 +121,13 @@ class FetchPool:
 
 @asynccontextmanager
 async def open_fetch_pool(
-    options: FetchOptions | None = None, limits: HostLimits | None = None
+    options: FetchOptions | None = None,
+    limits: HostLimits | None = None,
+    metrics: FetchMetrics | None = None,
 ) -> AsyncIterator[FetchPool]:
     """Owns the tasks of a pool. At exit fetches are cancelled and what has arrived is flushed.
 
-    `limits` are those of the host, which its pools share.
+    `limits` and `metrics` are those of the host, which its pools share.
     """
     # Without limits nobody waits, so nobody has to be woken.
     limits = limits or HostLimits(LimitSettings(), trio.current_time)
@@ -129,7 +135,7 @@ async def open_fetch_pool(
     failure: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:
-            pool = FetchPool(nursery, options or FetchOptions(), limits)
+            pool = FetchPool(nursery, options or FetchOptions(), limits, metrics or FetchMetrics())
             nursery.start_soon(pool._flush_forever)
             try:
                 yield pool

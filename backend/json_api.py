@@ -26,6 +26,7 @@ IDLE_TIMEOUT_S = 30.0
 CONNECTIONS_MAX = 64
 BODY_MAX_BYTES = 1 << 20
 HEAD_MAX_BYTES = 16 << 10
+JSON = "application/json"
 
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
@@ -42,8 +43,16 @@ class ApiRequest:
     certificate: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class PlainText:
+    """An answer that is no JSON."""
+
+    text: str
+    content_type: str
+
+
 Handler = Callable[[ApiRequest], Awaitable[object]]
-"""Gives what is answered as JSON. A `NydusError` is answered as `ApiError`."""
+"""Gives what is answered as JSON, or `PlainText`. A `NydusError` is answered as `ApiError`."""
 Routes = Mapping[tuple[str, str], Handler]
 """By method and target."""
 
@@ -105,29 +114,38 @@ async def _answer(
     deadline.deadline = float("inf")
     certificate = stream.getpeercert() if isinstance(stream, trio.SSLStream) else None
     call = ApiRequest(body, peer, certificate)
-    code, answer = await _handle(routes, request.method.decode(), request.target.decode(), call)
+    code, answer, kind = await _handle(routes, request.method.decode(), request.target.decode(), call)
     deadline.deadline = trio.current_time() + REQUEST_TIMEOUT_S
     # Who is refused may have a new certificate by now, which it can show only on a new connection.
-    await _send(stream, connection, code, answer, is_last=certificate is not None and code != 200)
+    is_last = certificate is not None and code != 200
+    await _send(stream, connection, code, answer, kind, is_last=is_last)
     return connection.our_state is h11.DONE and connection.their_state is h11.DONE
 
 
-async def _handle(routes: Routes, method: str, target: str, call: ApiRequest) -> tuple[int, bytes]:
+async def _handle(routes: Routes, method: str, target: str, call: ApiRequest) -> tuple[int, bytes, str]:
+    """Status, body and content type."""
+    code, answer = await _outcome(routes, method, target, call)
+    if isinstance(answer, PlainText):
+        return code, answer.text.encode(), answer.content_type
+    return code, msgspec.json.encode(answer), JSON
+
+
+async def _outcome(routes: Routes, method: str, target: str, call: ApiRequest) -> tuple[int, object]:
     handler = routes.get((method, target))
     if handler is None:
         methods = [known for known, path in routes if path == target]
         if not methods:
-            return 404, msgspec.json.encode(ApiError("no such resource"))
-        return 405, msgspec.json.encode(ApiError(f"only {', '.join(methods)}"))
+            return 404, ApiError("no such resource")
+        return 405, ApiError(f"only {', '.join(methods)}")
     try:
-        return 200, msgspec.json.encode(await handler(call))
+        return 200, await handler(call)
     except msgspec.DecodeError as error:
-        return 400, msgspec.json.encode(ApiError(f"the body cannot be read: {error}"))
+        return 400, ApiError(f"the body cannot be read: {error}")
     except NydusError as error:
-        return 422, msgspec.json.encode(ApiError(str(error), error.exit_code))
+        return 422, ApiError(str(error), error.exit_code)
     except Exception as error:
         log.exception("fault while answering %s %s", method, target)
-        return 500, msgspec.json.encode(ApiError(f"{type(error).__name__}: {error}"))
+        return 500, ApiError(f"{type(error).__name__}: {error}")
 
 
 async def _read_request(
@@ -154,9 +172,15 @@ async def _read_request(
 
 
 async def _send(
-    stream: Stream, connection: h11.Connection, code: int, body: bytes, *, is_last: bool = False
+    stream: Stream,
+    connection: h11.Connection,
+    code: int,
+    body: bytes,
+    kind: str = JSON,
+    *,
+    is_last: bool = False,
 ) -> None:
-    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    headers = [("Content-Type", kind), ("Content-Length", str(len(body)))]
     if is_last:
         headers.append(("Connection", "close"))
     parts = (

@@ -15,6 +15,7 @@ from backend.contract import BackendError, BlobReader, InPlaceReader, PacedReade
 from backend.decode import ChunkDecoder, ChunkOutcome, EncodedExtent
 from backend.encoded import EncodedBlob, decode_and_keep, wanted_of
 from backend.extents import BlobExtent
+from backend.fetch_metrics import Source
 from backend.fetch_pool import FetchPool
 from backend.peers.hub import PeerCounters
 from backend.peers.intake import Intake
@@ -118,7 +119,9 @@ class OriginStage:
                 limits.origin_request(ticket.fetch_class, length),
             ):
                 self.requests += 1
+                began = trio.current_time()
                 data = await self._read(start, length, ticket)
+                self._pool.metrics.note_request(Source.ORIGIN, trio.current_time() - began)
             self._note_fetched(length)
             yield memoryview(data)
 
@@ -147,7 +150,9 @@ class OriginStage:
             if any(outcome.fault for outcome in results):
                 faulty.append((flight, results))
             else:
-                self.counters.origin_bytes += sum(outcome.size_bytes for outcome in results)
+                size_bytes = sum(outcome.size_bytes for outcome in results)
+                self.counters.origin_bytes += size_bytes
+                self._pool.metrics.note_bytes(Source.ORIGIN, flight.ticket.fetch_class, size_bytes)
                 self._settle(flight, results)
 
     async def _refetch(self, flight: Flight, first_results: list[ChunkOutcome]) -> None:

@@ -15,6 +15,7 @@ from backend.chunk_copy import LocalChunks, open_local_chunks
 from backend.contract import BlobReader
 from backend.encoded import EncodedBlob, encoded_shape
 from backend.fetch import ChunkFetcher
+from backend.fetch_metrics import FetchMetrics
 from backend.fetch_pool import FetchOptions, FetchPool, open_fetch_pool
 from backend.fetch_statistics import FetchStatistics
 from backend.keep_mode import KeepEncoded
@@ -76,10 +77,12 @@ async def open_image(
     options: FetchOptions,
     peers: PeerHub | None = None,
     limits: HostLimits | None = None,
+    metrics: FetchMetrics | None = None,
 ) -> AsyncIterator[OpenedImage]:
     """Opens what reads of the image need, and closes it in the order in which it depends on each other.
 
-    `peers` are asked for images of registries, which all hosts can read. `limits` are those of the host.
+    `peers` are asked for images of registries, which all hosts can read. `limits` and `metrics` are those of
+    the host.
 
     Fetches end first; what has arrived is flushed before its files are closed. Raises `FormatError`,
     `CacheUnusable`, `BlobUnsupported`, `NoChunkTable`.
@@ -91,7 +94,7 @@ async def open_image(
         files.callback(fetchers.clear)
         async with (
             AsyncExitStack() as readers,
-            open_fetch_pool(options, limits) as pool,
+            open_fetch_pool(options, limits, metrics) as pool,
             AsyncExitStack() as shared,
         ):
             local = files.enter_context(open_local_chunks(cache_dir, shelf))

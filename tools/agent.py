@@ -26,7 +26,7 @@ from tools.limit_options import (
     section_limits,
 )
 from tools.output import talk
-from tools.peer_config import config_path, parse_labels, peer_options, read_config
+from tools.peer_config import PeerSection, config_path, parse_labels, peer_options, read_config
 from tools.settings import Settings, settings_of
 
 UPGRADE_TARGET = "/api/v1/upgrade"
@@ -43,6 +43,10 @@ KeepOption = Annotated[
         help="Keep blobs also as they are in the registry, for other hosts and clients of registries: those "
         "that compress well, all, or none.  [default: auto]"
     ),
+]
+
+MetricsOption = Annotated[
+    str | None, typer.Option(help="[ADDRESS]:PORT to answer scrapers of Prometheus at, besides the socket.")
 ]
 
 
@@ -83,6 +87,7 @@ def run(
     ] = None,
     pki: PkiOption = None,
     keep_encoded: KeepOption = None,
+    metrics_listen: MetricsOption = None,
     limit_up: LimitUp = None,
     limit_down: LimitDown = None,
     limit_origin: LimitOrigin = None,
@@ -105,28 +110,32 @@ def run(
     if upgrade:
         _upgrade(socket_path, settings)
         return
-    running = ask_agent(socket_path)
-    if running is not None:
+    if (running := ask_agent(socket_path)) is not None:
         raise AgentRunning(pid=running.pid)
-    limits = flag_values(ctx.params)
     file = read_config(config_path(config))
-    flags = {
-        "scheduler": scheduler,
-        "zone": zone,
-        "labels": {**file.peers.labels, **parse_labels(label or ())},
-        "peer_listen": peer_listen or None,
-        "pki": os.fspath(pki) if pki else None,
-        "keep_encoded": keep_encoded,
-    }
-    section = msgspec.structs.replace(file.peers, **{k: v for k, v in flags.items() if v not in (None, [])})
+    section = _with_flags(
+        file.peers,
+        scheduler=scheduler,
+        zone=zone,
+        labels={**file.peers.labels, **parse_labels(label or ())},
+        peer_listen=peer_listen or None,
+        pki=os.fspath(pki) if pki else None,
+        keep_encoded=keep_encoded,
+    )
     command = agent_command(
         settings.run_dir,
         ends_when_idle=False,
         log_level=settings.log_level,
         peers=peer_options(settings, section),
-        limits=msgspec.structs.replace(section_limits(file.limits), **limits),
+        limits=msgspec.structs.replace(section_limits(file.limits), **flag_values(ctx.params)),
+        metrics_listen=file.metrics_listen if metrics_listen is None else metrics_listen,
     )
     become_supervisor(settings.run_dir, command)
+
+
+def _with_flags(section: PeerSection, **flags: object) -> PeerSection:
+    """What the file says, and before it what was given on the command line."""
+    return msgspec.structs.replace(section, **{k: v for k, v in flags.items() if v not in (None, [])})
 
 
 def _upgrade(socket_path: Path, settings: Settings) -> None:

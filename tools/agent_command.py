@@ -33,6 +33,7 @@ def agent_command(
     log_level: LogLevel,
     peers: PeerOptions | None = None,
     limits: LimitSettings | None = None,
+    metrics_listen: str = "",
 ) -> list[str]:
     """The command line that starts an agent, but for the channel."""
     flags = ["--run-dir", os.fspath(run_dir), "--log-level", log_level.value]
@@ -42,6 +43,8 @@ def agent_command(
         flags += ["--peers", msgspec.json.encode(peers).decode()]
     if limits is not None:
         flags += ["--limits", msgspec.json.encode(limits).decode()]
+    if metrics_listen:
+        flags += ["--metrics-listen", metrics_listen]
     return [*python_command("tools.agent_process"), *flags]
 
 
@@ -60,6 +63,7 @@ def ensure_agent(settings: Settings) -> Path:
         log_level=settings.log_level,
         peers=peer_options(settings, file.peers),
         limits=section_limits(file.limits),
+        metrics_listen=file.metrics_listen,
     )
     start_in_background(run_dir, command)
     if not wait_for(path, START_TIMEOUT_S):

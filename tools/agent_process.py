@@ -53,6 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--ends-when-idle", action="store_true")
     parser.add_argument("--peers", type=peer_options)
     parser.add_argument("--limits", type=limit_settings, default=LimitSettings())
+    parser.add_argument("--metrics-listen", default="")
     parser.add_argument("--log-level", type=LogLevel, default=LogLevel.WARNING)
     parser.add_argument("--channel", type=int, required=True)
     options = parser.parse_args(arguments)
@@ -101,6 +102,7 @@ def serve(channel: socket.socket, options: argparse.Namespace) -> int:
         ends_when_idle=options.ends_when_idle,
         peers=options.peers,
         limits=options.limits,
+        metrics_listen=options.metrics_listen,
     )
     agent = Agent(agent_options, keeper, takeover, pending, Records(options.run_dir))
     if run_async(agent.run):

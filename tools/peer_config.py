@@ -39,10 +39,14 @@ class PeerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ConfigFile(msgspec.Struct, frozen=True):
-    """The file. `limits` as `tools.limit_options` reads them."""
+    """The file. `limits` as `tools.limit_options` reads them.
+
+    `metrics_listen`: where scrapers are answered, besides the socket.
+    """
 
     peers: PeerSection = PeerSection()
     limits: dict[str, int | str] = {}
+    metrics_listen: str = ""
 
 
 def config_path(chosen: Path | None = None) -> Path | None:

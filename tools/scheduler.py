@@ -12,6 +12,7 @@ import trio
 import typer
 
 from backend.peers.leases import OriginShare
+from backend.peers.listen import listen_at
 from backend.peers.scheduler import LimitsStatus, Scheduler, SchedulerStatus, Switch, new_epoch, new_leases
 from backend.peers.scheduler_state import SchedulerState
 from backend.peers.scope import ScopeRule
@@ -119,14 +120,10 @@ def run(
 
 def listen_on(address: str) -> socket.socket:
     """A non-blocking listening socket at `[ADDRESS]:PORT`. Raises `CannotListen`."""
-    host, _, port = address.rpartition(":")
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host.strip("[]"), int(port)), family=family, backlog=1024)
+        return listen_at(address, backlog=1024)
     except (OSError, ValueError, OverflowError) as error:
         raise CannotListen(address=address, why=str(error)) from error
-    listener.setblocking(False)
-    return listener
 
 
 def _run(scheduler: Scheduler, address: str) -> None:

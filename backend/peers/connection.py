@@ -4,10 +4,12 @@ import logging
 
 import trio
 
+from backend.metrics import CONTENT_TYPE, METRICS_TARGET
 from backend.peers.blob_answer import answer_blob
 from backend.peers.http_heads import Asked, Header, Heads
 from backend.peers.identity import CertificateRefused, addresses_of
 from backend.peers.refusal import Dropped, Refusal, Refused
+from backend.peers.server_metrics import server_metrics
 from backend.peers.site import Site
 from backend.peers.targets import HEALTHY, REGISTRY_PROBES, blob_request
 from backend.peers.transport import Transport
@@ -47,6 +49,9 @@ async def _exchange(asked: Asked, transport: Transport, heads: Heads, site: Site
             raise Refused(405, Refusal.METHOD, "only GET and HEAD", ((b"allow", b"GET, HEAD"),))
         if asked.path == HEALTHY:
             await _send_short(asked, 200, "ok", (), transport, heads)
+        elif asked.path == METRICS_TARGET:
+            _authorize(transport, site)
+            await _send_short(asked, 200, server_metrics(site.counters), (), transport, heads)
         elif asked.path in REGISTRY_PROBES:
             version = (b"docker-distribution-api-version", b"registry/2.0")
             await _send_short(asked, 200, "{}", (version,), transport, heads)
@@ -76,8 +81,8 @@ async def _send_short(
     transport: Transport,
     heads: Heads,
 ) -> None:
-    body = text.encode("utf-8", "replace") + b"\n"
-    kind = b"application/json" if body.startswith(b"{") else b"text/plain; charset=utf-8"
+    body = text.encode("utf-8", "replace").removesuffix(b"\n") + b"\n"
+    kind = b"application/json" if body.startswith(b"{") else CONTENT_TYPE.encode()
     shown = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *headers]
     if asked is not None and asked.method == "HEAD":
         body = b""

@@ -1,7 +1,7 @@
 """Whether to ask a host for encoded bytes in place of decoded ones. No I/O: the time is given.
 
-Worth it where the link is what takes the time (docs/decisions/019-encoded-peers.md), and where this host
-wants to keep them itself.
+Worth it where the link is what takes the time, and where this host wants to keep them itself:
+docs/decisions/012-encoded-bytes-between-hosts.md.
 """
 
 from backend.keep_mode import AUTO_SHARE

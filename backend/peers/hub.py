@@ -33,7 +33,8 @@ BAD_PEERS_MAX = 256
 class PeerCounters:
     """Bytes, decoded but for `*_encoded_bytes`, and how often something went another way.
 
-    `peer_encoded_bytes`: what came encoded from other hosts, of which `peer_bytes` has the decoded size.
+    `peer_encoded_bytes`: what came encoded from other hosts, `peer_encoded_worth` the decoded size of that,
+    which is in `peer_bytes`. `late_verdicts`: hosts not taken for dead because this one was late itself.
 
     `degraded`: runs of chunks that came from the origin because those before this host did not bring them.
     """
@@ -42,14 +43,22 @@ class PeerCounters:
     origin_encoded_bytes: int = 0
     peer_bytes: int = 0
     peer_encoded_bytes: int = 0
+    peer_encoded_worth: int = 0
     served_bytes: int = 0
     degraded: int = 0
     hedges: int = 0
     dead_peers: int = 0
     wrong_bytes: int = 0
     busy_answers: int = 0
+    late_verdicts: int = 0
+    upload_requests: int = 0
     by_peer: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     refused: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def peer_plain_bytes(self) -> int:
+        """Bytes that came decoded from other hosts."""
+        return self.peer_bytes - self.peer_encoded_worth
 
     def traffic(self) -> Traffic:
         """What the scheduler is told."""
@@ -159,6 +168,11 @@ class PeerHub:
     def _tell(self, blob: PeerBlob, *, is_there: bool) -> None:
         for told in self.on_blob:
             told(blob, is_there)
+
+    def encoded_bytes(self) -> int:
+        """Disk space of the encoded bytes that are kept of open blobs."""
+        kept = (blob.fetchers[0].origin.encoded for blob in self.blobs.values() if blob.fetchers)
+        return sum(each.cached.usage_bytes() for each in kept if each is not None)
 
     async def wait_known(self, timeout_s: float) -> None:
         """Waits for a moment for the first answer of a scheduler, so that the others are known."""

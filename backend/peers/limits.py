@@ -9,6 +9,7 @@ checkpoint.
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import trio
@@ -28,6 +29,14 @@ METER_MIN_S = 0.05
 WANTED_PER_S = 4
 """What is asked for should be here within a quarter of a second, the time between two announces."""
 GROWTH = 2
+
+
+@dataclass(slots=True)
+class LimitWait:
+    """How often something had to wait for limits, and how long in all."""
+
+    count: int = 0
+    total_s: float = 0.0
 
 
 class Paced(Protocol):
@@ -59,6 +68,8 @@ class HostLimits:
         self._wanted_bytes = 0
         self._meter = _OriginMeter(clock())
         self._changed = trio.Event()
+        self.waits = {name: LimitWait() for name in ("download", "origin_request", "upload")}
+        """What had to wait so far, by what it waited for."""
 
     async def take(
         self,
@@ -82,7 +93,7 @@ class HostLimits:
         )
         self._owned[owner] = claim
         try:
-            await self._wait(claim, event)
+            await self._wait(claim, event, self.waits["download"])
         finally:
             if self._owned.get(owner) is claim:
                 del self._owned[owner]
@@ -102,7 +113,7 @@ class HostLimits:
         claim = self._tree.upload(
             n_bytes, request.fetch_class, request.blob_id, self._clock(), notify=event.set
         )
-        await self._wait(claim, event)
+        await self._wait(claim, event, self.waits["upload"])
         self.note_served(n_bytes)
 
     @contextmanager
@@ -138,7 +149,8 @@ class HostLimits:
         event = trio.Event()
         self._wanted_bytes += n_bytes
         try:
-            await self._wait(self._tree.origin_request(fetch_class, notify=event.set), event)
+            claim = self._tree.origin_request(fetch_class, notify=event.set)
+            await self._wait(claim, event, self.waits["origin_request"])
             try:
                 yield
             finally:
@@ -195,10 +207,14 @@ class HostLimits:
         """A snapshot."""
         return self._tree.statistics()
 
-    async def _wait(self, claim: Claim, event: trio.Event) -> None:
+    async def _wait(self, claim: Claim, event: trio.Event, wait: "LimitWait") -> None:
         self._pump()
+        began = None if event.is_set() else self._clock()
         try:
             await event.wait()
+            if began is not None:
+                wait.count += 1
+                wait.total_s += self._clock() - began
         except trio.Cancelled:
             self._tree.queue.withdraw(claim, self._clock())
             self._pump()

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 import msgspec
 import trio
 
-from backend.json_api import ApiRequest, serve_api
+from backend.json_api import ApiRequest, PlainText, serve_api
+from backend.metrics import CONTENT_TYPE, METRICS_TARGET
 from backend.peers.identity import (
     CertificateRefused,
     PeerIdentity,
@@ -24,6 +25,7 @@ from backend.peers.identity import (
 from backend.peers.lease_book import LeaseBook
 from backend.peers.leases import OriginShare
 from backend.peers.limit_settings import LimitSettings
+from backend.peers.scheduler_metrics import scheduler_metrics
 from backend.peers.scheduler_state import AnnounceRefused, SchedulerState
 from backend.peers.tls import PeerTls
 from backend.peers.wire import (
@@ -107,6 +109,7 @@ class Scheduler:
     ) -> None:
         self._tls = tls
         self._names: dict[str, str] = {}
+        self._announcements = 0
         self.state = state
         self._trusts_addresses = trusts_addresses
         self._clock = clock
@@ -119,6 +122,7 @@ class Scheduler:
             ("POST", SWITCH_TARGET): self._switch,
             ("GET", LIMITS_TARGET): self._limits,
             ("POST", LIMITS_TARGET): self._change_limits,
+            ("GET", METRICS_TARGET): self._metrics,
         }
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._expire)
@@ -136,7 +140,9 @@ class Scheduler:
             self.state.refused += 1
             why = f"it comes from {call.peer} and names an upload server at {announce.host.url[:128]}"
             raise AnnounceRefused(host=announce.host.id[:64], why=why)
-        return self.state.announce(announce, call.peer, self._clock())
+        answer = self.state.announce(announce, call.peer, self._clock())
+        self._announcements += 1
+        return answer
 
     def _check_certificate(self, host: HostInfo, call: ApiRequest) -> None:
         """The host may be reached where it says, belongs to its scope, and nobody else has its id.
@@ -196,6 +202,11 @@ class Scheduler:
     def _limits_status(self) -> LimitsStatus:
         limits = self.state.limits
         return LimitsStatus(limits.hosts, limits.origin, self.state.granted(self._clock()))
+
+    async def _metrics(self, call: ApiRequest) -> PlainText:
+        await trio.lowlevel.checkpoint()
+        text = scheduler_metrics(self.state, self._announcements, self._clock())
+        return PlainText(text, CONTENT_TYPE)
 
     async def _switch(self, call: ApiRequest) -> Switch:
         await trio.lowlevel.checkpoint()

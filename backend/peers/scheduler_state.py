@@ -188,6 +188,10 @@ class SchedulerState:
                 union.merge(self.hosts[host_id].holdings[blob_id].pieces)
             yield group, blob_id, len(swarm.hosts), swarm.pieces, len(union)
 
+    def banned_count(self, now: float) -> int:
+        """Hosts that nobody is to use."""
+        return len(self._banned(now))
+
     # -- what hosts say
 
     def _check(self, announce: Announce) -> None:

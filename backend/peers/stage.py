@@ -13,6 +13,7 @@ import trio
 from backend.cache import CachedBlob
 from backend.decode import ChunkDecoder, ChunkOutcome
 from backend.extents import BlobExtent
+from backend.fetch_metrics import Source
 from backend.fetch_pool import FetchPool
 from backend.peers.client import PeerFailed, PeerRequest, Verdict
 from backend.peers.delivery import Deliveries, Given
@@ -272,13 +273,16 @@ class PeerStage:
         finally:
             health.in_flight -= size
         duration_s = trio.current_time() - since
+        self._pool.metrics.note_request(Source.PEER, duration_s)
         if not choice.is_owner:  # who has to fetch it first is not slow
             health.note_done(size, duration_s, others)
             hub.swarm.hedge.note(duration_s)
         decoded_bytes = portion.decoded_bytes if portion.is_encoded else size
         hub.counters.by_peer[choice.host.id] += decoded_bytes
         hub.counters.peer_bytes += decoded_bytes
-        hub.counters.peer_encoded_bytes += size if portion.is_encoded else 0
+        if portion.is_encoded:
+            hub.counters.peer_encoded_bytes += size
+            hub.counters.peer_encoded_worth += decoded_bytes
         self.bytes_received += decoded_bytes
         return Given(choice.host, ranges)
 
@@ -294,6 +298,8 @@ class PeerStage:
             if any(outcome.fault for outcome in outcomes):
                 wrong.append(flight)
             else:
+                size_bytes = sum(outcome.size_bytes for outcome in outcomes)
+                self._pool.metrics.note_bytes(Source.PEER, flight.ticket.fetch_class, size_bytes)
                 self._settle(flight, outcomes)
         if wrong:
             log.warning("peer %s sent wrong bytes of blob %s", host.id, self._blob.blob_id[:12])

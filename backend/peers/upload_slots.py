@@ -92,7 +92,12 @@ class UploadSlots:
         return [url for url in recent if url != request.peer_url]
 
     def _keys(self, request: BlobRequest, offset: int, end: int) -> list[_Key]:
-        """A key for each range that is small enough to be asked for at once."""
+        """A key for each range that is small enough to be asked for at once.
+
+        Where pieces lie in the encoded bytes nobody knows here: a range is told by where it begins.
+        """
+        if request.kind == "encoded":
+            return [(request.kind, request.blob_id, offset)]
         piece_bytes = piece_bytes_of(self._size_of(request.blob_id))
         pieces = range(offset // piece_bytes, max(offset, end - 1) // piece_bytes + 1)
         return [(request.kind, request.blob_id, piece) for piece in pieces]

@@ -16,14 +16,17 @@ from typing import Protocol
 import msgspec
 import trio
 
-from backend.json_api import ApiRequest, Routes, serve_api
+from backend.json_api import ApiRequest, PlainText, Routes, serve_api
+from backend.metrics import CONTENT_TYPE, METRICS_TARGET
 from backend.peers.limit_control import LimitControl
 from backend.peers.limit_settings import LimitSettings, read_limits
 from backend.peers.limit_status import LimitStatus
 from backend.peers.limits import open_limits
 from backend.shelf import BlobShelf
+from fuse.agent.agent_metrics import AgentMetrics
 from fuse.agent.kept import AgentStatus, KeptMount
 from fuse.agent.live_mount import LiveMount
+from fuse.agent.metrics_listener import serve_metrics
 from fuse.agent.peer_options import PeerOptions
 from fuse.agent.peering import Peering, open_peering
 from fuse.agent.request import (
@@ -78,6 +81,7 @@ class AgentOptions:
     read_timeout_s: float = 60.0
     peers: PeerOptions | None = None
     limits: LimitSettings = field(default_factory=LimitSettings)
+    metrics_listen: str = ""
 
 
 class Agent:
@@ -108,6 +112,7 @@ class Agent:
         }
         self._shelf = BlobShelf(held)
         self._control: LimitControl
+        self._metrics = AgentMetrics(options.version, takeover.restarts)
         self._peering: Peering | None = None
         self._nursery: trio.Nursery | None = None
         self._stop = trio.CancelScope()
@@ -127,6 +132,8 @@ class Agent:
                 await self._adopt_all(nursery)
                 nursery.start_soon(self._erofs.serve)
                 nursery.start_soon(serve_api, self._listener(), self._routes())
+                if self._options.metrics_listen:
+                    nursery.start_soon(serve_metrics, self._options.metrics_listen, self._answer_metrics)
                 await self._keeper.tell("serving")
                 if self._options.ends_when_idle and not self._mounts:
                     nursery.start_soon(self._end_without_mounts)
@@ -154,7 +161,7 @@ class Agent:
         listener = socket.socket(fileno=os.dup(held[0].descriptors[0])) if held else None
         try:
             self._peering = await open_peering(
-                self._options.peers, self._control, listener, self._keeper, self._shelf
+                self._options.peers, self._control, listener, self._keeper, self._shelf, self._metrics.fetch
             )
         except NydusError as error:
             log.error("%s; everything is fetched from the registry", error)
@@ -214,7 +221,8 @@ class Agent:
     def _new_mount(self, request: MountRequest, adopted: HeldEntry | None = None) -> LiveMount:
         hub = self._peering.hub if self._peering else None
         limits = self._control.limits
-        mount = LiveMount(request, self._keeper, self._erofs, self._shelf, adopted, hub, limits)
+        fetched = self._metrics.fetch
+        mount = LiveMount(request, self._keeper, self._erofs, self._shelf, adopted, hub, limits, fetched)
         self._mounts[Path(request.mountpoint)] = mount
         return mount
 
@@ -232,6 +240,7 @@ class Agent:
             await mount.run(tell)
             self._recorder.removed(mount.mountpoint)
         finally:
+            self._metrics.note_ended(mount.fetched)
             if self._mounts.get(key) is mount:
                 del self._mounts[key]
         self._end_if_idle()
@@ -246,6 +255,7 @@ class Agent:
             ("POST", UPGRADE_TARGET): self._answer_upgrade,
             ("GET", LIMITS_TARGET): self._answer_limits,
             ("POST", LIMITS_TARGET): self._answer_limits_change,
+            ("GET", METRICS_TARGET): self._answer_metrics,
         }
 
     async def _answer_status(self, call: ApiRequest) -> AgentStatus:
@@ -256,6 +266,11 @@ class Agent:
         found = [status for mount in self._mounts.values() if (status := mount.status()) is not None]
         peers = self._peering.status() if self._peering else None
         return AgentStatus(os.getpid(), self._options.version, self._takeover.restarts, found, peers)
+
+    async def _answer_metrics(self, call: ApiRequest) -> PlainText:
+        await trio.lowlevel.checkpoint()
+        text = self._metrics.render(self._status().mounts, self._control, self._peering)
+        return PlainText(text, CONTENT_TYPE)
 
     async def _answer_mount(self, call: ApiRequest) -> SessionStatus:
         request = msgspec.json.decode(call.body, type=MountRequest)

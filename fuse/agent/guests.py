@@ -5,11 +5,13 @@ closes it. Whoever asks meanwhile waits for the same task.
 """
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
 
+from backend.fetch_metrics import FetchMetrics
 from backend.fetch_pool import FetchOptions
 from backend.peers.hub import PeerHub
 from backend.peers.limits import HostLimits
@@ -51,15 +53,27 @@ class GuestImages:
     """See above."""
 
     def __init__(
-        self, hub: PeerHub, cache_dir: Path, shelf: BlobShelf, options: RegistryOptions, limits: HostLimits
+        self,
+        hub: PeerHub,
+        cache_dir: Path,
+        shelf: BlobShelf,
+        options: RegistryOptions,
+        limits: HostLimits,
+        metrics: FetchMetrics | None = None,
     ) -> None:
         self._limits = limits
+        self._metrics = metrics
         self._hub = hub
         self._cache_dir = cache_dir
         self._shelf = shelf
         self._options = options
         self._guests: dict[str, _Guest] = {}
         self._nursery: trio.Nursery | None = None
+        self.refused: Counter[str] = Counter()
+        """How often, by reason."""
+
+    def __len__(self) -> int:
+        return len(self._guests)
 
     async def run(self) -> None:
         """Holds the images until cancelled."""
@@ -97,6 +111,7 @@ class GuestImages:
                     FetchOptions(),
                     self._hub,
                     self._limits,
+                    self._metrics,
                 )
                 async with opened:
                     guest.opened.set()

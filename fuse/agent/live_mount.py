@@ -15,7 +15,9 @@ import msgspec
 import trio
 
 from backend.credentials import AuthFiles
+from backend.fetch_metrics import FetchMetrics
 from backend.fetch_pool import FetchOptions
+from backend.fetch_statistics import FetchStatistics
 from backend.peers.hub import PeerHub
 from backend.peers.limits import HostLimits
 from backend.prefetch import prefetch
@@ -64,9 +66,13 @@ class LiveMount:
         adopted: HeldEntry | None = None,
         peers: PeerHub | None = None,
         limits: HostLimits | None = None,
+        metrics: FetchMetrics | None = None,
     ) -> None:
         """`adopted`: what a dead agent has left of this mount; `peers` are asked before the registry."""
         self._limits = limits
+        self._metrics = metrics
+        self.fetched = FetchStatistics()
+        """What was fetched, once it has ended."""
         self.request = request
         self.mountpoint = Path(request.mountpoint)
         self.ended = trio.Event()
@@ -112,10 +118,14 @@ class LiveMount:
                     FetchOptions(),
                     self._peers,
                     self._limits,
+                    self._metrics,
                 )
                 async with opened as image:
                     self._image = image
-                    await self._live(image, changed)
+                    try:
+                        await self._live(image, changed)
+                    finally:
+                        self.fetched = image.statistics()
         finally:
             self.ended.set()
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import trio
 
+from backend.fetch_metrics import FetchMetrics
 from backend.http import HttpClient, HttpOptions
 from backend.keep_mode import KeepEncoded
 from backend.peers.announcer import Announcer
@@ -19,6 +20,7 @@ from backend.peers.client import PeerClient
 from backend.peers.hub import PeerHub
 from backend.peers.identity import normal_address
 from backend.peers.limit_control import LimitControl
+from backend.peers.listen import listen_at
 from backend.peers.tls import REFRESH_S, PeerTls, TlsFiles
 from backend.peers.wire import HostInfo
 from backend.registry import RegistryOptions
@@ -51,8 +53,10 @@ class Peering:
     listener: socket.socket
     shelf: BlobShelf
     tls: PeerTls | None = None
+    metrics: FetchMetrics | None = None
     announcer: Announcer | None = field(default=None, init=False)
     uploads: Uploads | None = field(default=None, init=False)
+    guests: GuestImages | None = field(default=None, init=False)
 
     async def run(self) -> None:
         """Takes part until cancelled."""
@@ -62,7 +66,9 @@ class Peering:
             ca_file=Path(options.ca_file) if options.ca_file else None,
             insecure_skip_verify=options.insecure,
         )
-        guests = GuestImages(self.hub, Path(options.cache_dir), self.shelf, registry, self.control.limits)
+        guests = self.guests = GuestImages(
+            self.hub, Path(options.cache_dir), self.shelf, registry, self.control.limits, self.metrics
+        )
         self.uploads = Uploads(self.hub, self.control, self.listener, options.upload_command, guests.open)
         http_options = HttpOptions(ssl_context=self.tls.client if self.tls else None)
         async with HttpClient(http_options) as http, trio.open_nursery() as nursery:
@@ -79,6 +85,21 @@ class Peering:
             await trio.sleep(REFRESH_S)
             if tls.refresh():
                 self.hub.client.close()
+
+    @property
+    def has_scheduler(self) -> bool:
+        """Whether a scheduler has answered the last announcement."""
+        return self.announcer is not None and bool(self.announcer.scheduler)
+
+    @property
+    def guest_count(self) -> int:
+        """Images that are open for other hosts only."""
+        return len(self.guests) if self.guests is not None else 0
+
+    @property
+    def guest_refusals(self) -> dict[str, int]:
+        """How often an image was not opened for another host, by reason."""
+        return dict(self.guests.refused) if self.guests is not None else {}
 
     def status(self) -> PeerStatus:
         """The state at this moment."""
@@ -109,6 +130,7 @@ async def open_peering(
     held: socket.socket | None,
     keeper: Keeper,
     shelf: BlobShelf,
+    metrics: FetchMetrics | None = None,
 ) -> Peering:
     """`held`: the listening socket that an agent before this one has left.
 
@@ -130,20 +152,16 @@ async def open_peering(
     keeps = options.keep_encoded is not KeepEncoded.NEVER
     own = HostInfo(options.host_id or f"{shown}:{port}", url, options.zone, options.labels, keeps)
     hub = PeerHub(own, PeerClient(url, tls.client if tls else None), keep=options.keep_encoded)
-    return Peering(options, hub, control, listener, shelf, tls)
+    return Peering(options, hub, control, listener, shelf, tls, metrics)
 
 
 def _listen(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host.strip("[]"), int(port)), family=family, backlog=256)
+        return listen_at(address)
     except (OSError, ValueError, OverflowError) as error:
         raise PeersUnavailable(
             why=f"{address}: {error}; choose another address with --peer-listen"
         ) from error
-    listener.setblocking(False)
-    return listener
 
 
 def _own_address(scheduler: str) -> str:

@@ -229,7 +229,9 @@ class UploadProcess:
         last: UploadTraffic | None = None
         while True:
             statistics = self._counters.snapshot()
-            traffic = UploadTraffic(statistics.bytes_sent, self._slots.active, statistics.refused)
+            traffic = UploadTraffic(
+                statistics.bytes_sent, self._slots.active, statistics.refused, statistics.requests
+            )
             if traffic != last:
                 last = traffic
                 try:

@@ -83,3 +83,4 @@ class UploadTraffic(msgspec.Struct, frozen=True):
     sent_bytes: int
     active: int
     refused: dict[str, int]
+    requests: int = 0

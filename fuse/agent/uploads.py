@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import subprocess
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
@@ -61,7 +62,8 @@ class Uploads:
         self._command = command
         self._open_guest = open_guest
         self._channel: socket.socket | None = None
-        self._sent_before = 0
+        self._before = UploadTraffic(0, 0, {})
+        """What the processes before this one have done."""
         self._nursery: trio.Nursery | None = None
         self._sending = trio.Lock()
         self.restarts = 0
@@ -82,7 +84,11 @@ class Uploads:
                 log.warning("the upload server does not start: %s", error.strerror)
             else:
                 log.warning("the upload server has died; another one is started")
-            self._sent_before = self._hub.counters.served_bytes
+            counters = self._hub.counters
+            self._before = UploadTraffic(
+                counters.served_bytes, 0, dict(counters.refused), counters.upload_requests
+            )
+            self._hub.uploads = 0
             self.restarts += 1
             if trio.current_time() - began > LONG_LIFE_S:
                 pause_s = RESTART_PAUSE_S
@@ -171,10 +177,11 @@ class Uploads:
     def _take(self, packet: Packet, nursery: trio.Nursery) -> None:
         if packet.do == "traffic":
             traffic = msgspec.convert(packet.values, UploadTraffic)
-            served_bytes = self._sent_before + traffic.sent_bytes
+            served_bytes = self._before.sent_bytes + traffic.sent_bytes
             self._control.limits.note_served(served_bytes - self._hub.counters.served_bytes)
             self._hub.counters.served_bytes = served_bytes
-            self._hub.counters.refused = traffic.refused
+            self._hub.counters.refused = dict(Counter(self._before.refused) + Counter(traffic.refused))
+            self._hub.counters.upload_requests = self._before.requests + traffic.requests
             self._hub.uploads = traffic.active
         elif packet.do == "open":
             opened = msgspec.convert(packet.values, OpenRequest)

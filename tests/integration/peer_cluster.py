@@ -69,6 +69,7 @@ class Cluster:
     pki: Authority | None = None
     scheduler: "subprocess.Popen[bytes] | None" = None
     hosts: list[PeerHost] = field(default_factory=list)
+    metrics_port: int = 0
 
     @property
     def scheduler_url(self) -> str:

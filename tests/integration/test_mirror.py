@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from fuse.supervisor.main import SOCKET_NAME
 from tests.integration.peer_cluster import Cluster, PeerHost, peer_cluster, until
+from tests.integration.registry_server import free_port
 from tests.integration.test_peers import same
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
@@ -82,7 +86,10 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, 
     """A host that has all of an image, and keeps encoded bytes."""
     directory = tmp_path_factory.mktemp("mirror")
     source = compressible(directory / "model", 12 * MIB)
-    with peer_cluster(directory / "cluster", 1, ["--keep-encoded", "always"]) as cluster:
+    port = free_port()
+    options = ["--keep-encoded", "always", "--metrics-listen", f"127.0.0.1:{port}"]
+    with peer_cluster(directory / "cluster", 1, options) as cluster:
+        cluster.metrics_port = port
         (host,) = cluster.hosts
         image = publish(cluster, source, "team/model:v1")
         host.mount(image.reference, "--prefetch", "all")
@@ -103,6 +110,42 @@ def test_curl_reads_a_whole_blob_and_ranges_of_it(mirror: tuple[Cluster, PeerHos
     assert curl(f"{host.url}/v2/team/model/manifests/v1")[0] == 404  # the registry knows what tags name
     kept = host.machine.directory / "cache/blobs" / f"{image.data_blob[7:]}.blob"
     assert hashlib.sha256(kept.read_bytes()).hexdigest() == image.data_blob[7:]
+
+
+def scrape(url: str, *options: str) -> dict[str, float]:
+    """The samples at an address, those of a family added up."""
+    status, body = curl(url, *options)
+    assert status == 200
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(body.decode()):
+        for sample in family.samples:
+            found[sample.name] = found.get(sample.name, 0.0) + sample.value
+    return found
+
+
+def test_a_scraper_reads_the_metrics_of_agent_upload_server_and_scheduler(
+    mirror: tuple[Cluster, PeerHost, Published],
+) -> None:
+    cluster, host, image = mirror
+    socket_path = host.machine.directory / "run" / SOCKET_NAME
+    agent = scrape("http://localhost/metrics", "--unix-socket", str(socket_path))
+    assert agent["nydus_py_fetched_bytes_total"] >= 12 * MIB
+    assert agent["nydus_py_fetch_duration_seconds_count"] > 0
+    assert agent["nydus_py_peer_members"] == agent["nydus_py_peer_scheduler_up"] == 1
+    assert agent["nydus_py_peer_encoded_bytes"] > 0
+    assert agent["nydus_py_mounts"] == 1
+    page = (Path(__file__).resolve().parents[2] / "docs/metrics.md").read_text()
+    names = {re.sub("_(total|bucket|sum|count)$", "", name).removeprefix("nydus_py_") for name in agent}
+    assert not [name for name in names if f"`{name}" not in page]
+    assert scrape(f"http://127.0.0.1:{cluster.metrics_port}/metrics").keys() >= agent.keys()
+    curl(f"{host.url}/v2/team/model/blobs/{image.data_blob}")
+    server = scrape(f"{host.url}/metrics")
+    assert server["nydus_py_server_sent_bytes_total"] >= len(image.content(image.data_blob))
+    assert server["nydus_py_server_requests_total"] >= 2
+    scheduler = scrape(f"{cluster.scheduler_url}/metrics")
+    assert scheduler["nydus_py_scheduler_hosts"] == 1
+    assert scheduler["nydus_py_scheduler_announcements_total"] > 0
+    assert curl(f"http://127.0.0.1:{cluster.metrics_port}/api/v1/status")[0] == 404
 
 
 def test_curl_reads_manifest_config_and_bootstrap_layer(mirror: tuple[Cluster, PeerHost, Published]) -> None:

@@ -1,6 +1,7 @@
 """Who is served, and who is sent to somebody else."""
 
 import random
+from dataclasses import replace
 
 from backend.peers.served import Admit, BlobRequest, Busy, Redirect
 from backend.peers.upload_slots import GIVEN_S, QUEUE_LONG, UploadSlots
@@ -45,6 +46,19 @@ def test_who_got_a_part_only_is_not_named() -> None:
     rig.give(1, sent_bytes=MIB - 1)
     rig.waiting = QUEUE_LONG
     assert rig.slots.admit(request(3), 0, MIB) == Admit()
+
+
+def test_encoded_ranges_are_told_apart_by_where_they_begin() -> None:
+    """They are smaller than what they decode to, so that many of them are in what would be one piece."""
+    rig = Rig()
+    first, second = (replace(request(number), kind="encoded") for number in (1, 2))
+    assert rig.slots.admit(first, 0, 1000) == Admit()
+    rig.slots.done(first, 0, 1000, 1000)
+    rig.waiting = QUEUE_LONG
+    assert rig.slots.admit(second, 1000, 2000) == Admit()  # nobody has that
+    assert rig.slots.admit(second, 0, 1000) == Redirect("http://10.0.0.1:1")
+    client = replace(second, peer_url="")  # of registries: it would take a redirection to heart
+    assert rig.slots.admit(client, 0, 1000) == Admit()
 
 
 def test_full_is_busy_for_a_moment() -> None:

@@ -34,6 +34,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rate", type=parse_rate, default="50mbit", help="a host's link, up and down")
     parser.add_argument("--origin-rate", type=parse_rate, default="50mbit", help="the registry's link")
     parser.add_argument("--size", type=parse_size, default="64MiB", help="of the model")
+    parser.add_argument("--noise", type=float, default=1.0, help="share of the model that does not compress")
     parser.add_argument("--scenario", choices=list(SCENARIOS), nargs="+", default=["start"])
     parser.add_argument(
         "--only", choices=(BASELINE, PEERS, BOTH), default=BOTH, help="without, with, or both"
@@ -73,6 +74,7 @@ def measure(options: argparse.Namespace) -> list[Outcome]:
         reads=options.reads,
         seed=options.seed,
         driver=options.driver,
+        noise=options.noise,
         agent_options=tuple(options.agent_option),
     )
     outcomes = []

@@ -34,6 +34,7 @@ class Shape:
     reads: int = 8
     seed: int = 1
     driver: str = "auto"
+    noise: float = 1.0
     agent_options: tuple[str, ...] = ()
 
 
@@ -50,7 +51,7 @@ class Bed:
     @cached_property
     def image(self) -> Image:
         """The model."""
-        file = write_model(self.directory / "v1", self.shape.size_bytes, self.shape.seed)
+        file = write_model(self.directory / "v1", self.shape.size_bytes, self.shape.seed, self.shape.noise)
         return self.registry.push(file, "v1")
 
     @cached_property

@@ -1,4 +1,7 @@
-"""What the images of this bench are made of: a file that does not compress, so that its size travels."""
+"""What the images of this bench are made of: a file that does not compress, so that its size travels.
+
+Or one that does: of its units of 4 KiB some are random, the others are these again.
+"""
 
 import random
 from pathlib import Path
@@ -7,15 +10,28 @@ CHUNK_BYTES = 1 << 20
 FILE = "model.safetensors"
 
 
-def write_model(directory: Path, size_bytes: int, seed: int) -> Path:
-    """A directory with one file of random bytes; the path of the file."""
+UNIT_BYTES = 4096
+
+
+def write_model(directory: Path, size_bytes: int, seed: int, noise: float = 1.0) -> Path:
+    """A directory with one file, of which a share of `noise` is random; the path of the file."""
     rng = random.Random(f"model {seed}")
     directory.mkdir(parents=True)
     path = directory / FILE
     with path.open("wb") as file:
         for offset in range(0, size_bytes, CHUNK_BYTES):
-            file.write(rng.randbytes(min(CHUNK_BYTES, size_bytes - offset)))
+            file.write(_chunk(rng, min(CHUNK_BYTES, size_bytes - offset), noise))
     return path
+
+
+def _chunk(rng: random.Random, size_bytes: int, noise: float) -> bytes:
+    if noise >= 1.0:
+        return rng.randbytes(size_bytes)
+    count = -(-size_bytes // UNIT_BYTES)
+    fresh = [rng.randbytes(UNIT_BYTES) for _ in range(max(1, round(noise * count)))]
+    units = fresh + rng.choices(fresh, k=count - len(fresh))
+    rng.shuffle(units)
+    return b"".join(units)[:size_bytes]
 
 
 def write_next_version(directory: Path, first: Path, share: float, seed: int) -> int:

@@ -127,7 +127,10 @@ class OriginStage:
 
     async def _read(self, start: int, length: int, ticket: Ticket) -> bytes:
         """Bytes of the blob, as fast as the limits of the host allow."""
-        intake = Intake(self._pool.limits, ticket, self._blob.blob_id, from_origin=True)
+        limits = Intake(self._pool.limits, ticket, self._blob.blob_id, from_origin=True)
+        intake = await limits.pay_first(length)
+        if intake is None:
+            return await self._reader.read_range(start, length)
         if isinstance(self._reader, PacedReader):
             return await self._reader.read_paced(start, length, intake.take)
         await intake.take(length)

@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from backend.peers.ranges import CONTENT_TYPE
-from backend.peers.served import Admission, Admit, BlobRequest, Busy, NotAvailable, Redirect, ServedFile
+from backend.peers.served import Admission, Admit, BlobRequest, Decision, NotAvailable, ServedFile
 from backend.peers.server import serve_peers
 from backend.peers.server_counters import ServerCounters
 from backend.peers.server_options import ServerOptions
@@ -105,12 +105,12 @@ class TestAdmission:
 
     __test__ = False
 
-    answer: Admit | Redirect | Busy = field(default_factory=Admit)
+    answer: Decision = field(default_factory=Admit)
     asked: list[tuple[int, int]] = field(default_factory=list)
     over: list[tuple[int, int, int]] = field(default_factory=list)
     ended: trio.Event = field(default_factory=trio.Event)
 
-    def admit(self, request: BlobRequest, offset: int, end: int) -> Admit | Redirect | Busy:
+    def admit(self, request: BlobRequest, offset: int, end: int) -> Decision:
         """As in `Admission`."""
         self.asked.append((offset, end))
         return self.answer

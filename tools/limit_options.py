@@ -77,4 +77,10 @@ def limit_lines(values: Mapping[str, int | float | None]) -> Iterator[str]:
     for name, field in FIELDS.items():
         value = values.get(field)
         if value is not None:
-            yield f"{name} {format_size(value)}/s" if field.endswith("_bps") else f"{name} {value:g}"
+            yield _shown(name, field, value)
+
+
+def _shown(name: str, field: str, value: float) -> str:
+    if not value:
+        return f"{name} paused"
+    return f"{name} {format_size(value)}/s" if field.endswith("_bps") else f"{name} {value:g}"

@@ -19,12 +19,15 @@ from backend.peers.ranges import (
     single_body,
 )
 from backend.peers.refusal import Refusal, Refused
-from backend.peers.served import Admit, BlobRequest, Busy, Redirect, ServedFile
+from backend.peers.served import Admit, BlobRequest, Busy, Paused, Redirect, ServedFile
 from backend.peers.site import Site
 from backend.peers.transport import Transport
 from rafs.errors import NydusError
 
 RETRY_AFTER_S = 1
+PAUSED_RETRY_S = 5
+PAUSED = b"nydus-paused"
+"""It is no fault and no matter of a moment: somebody has switched sending off."""
 RETRY_AFTER_MS = b"nydus-retry-after-ms"
 """For those who know it: a second, the least that Retry-After can tell, is long."""
 
@@ -133,6 +136,9 @@ def _ask_admission(request: BlobRequest, offset: int, end: int, site: Site) -> N
         case Redirect(url):
             location = (b"location", url.encode("ascii", "strict"))
             raise Refused(307, Refusal.REDIRECTED, "another host has it", (location,))
+        case Paused():
+            headers = ((b"retry-after", b"%d" % PAUSED_RETRY_S), (PAUSED, b"1"))
+            raise Refused(503, Refusal.PAUSED, "this host sends nothing at the moment", headers)
         case Busy(seconds):
             retry = (b"retry-after", b"%d" % max(1, math.ceil(seconds)))
             soon = (RETRY_AFTER_MS, b"%d" % max(1, math.ceil(1000 * seconds)))

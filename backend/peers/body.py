@@ -16,7 +16,8 @@ from backend.peers.site import Site
 from backend.peers.transport import Transport
 
 SLICE_BYTES = 256 << 10
-SLICE_MIN_BYTES = 4 << 10
+SLICE_MIN_BYTES = 256
+"""At 100 bytes a second one goes out every 3 s: who waits for the rest sees that this host lives."""
 SMALL_BYTES = 32 << 10  # sendfile is no cheaper than a copy up to here; see `tools.bench.serving`
 
 
@@ -33,7 +34,7 @@ class BodySender:
     async def send(self, head: bytes, body: Body) -> None:
         """Sends `head` and `body`. Raises `Dropped`: the connection cannot be used any more."""
         slice_bytes = max(SLICE_MIN_BYTES, min(SLICE_BYTES, self._site.slice_bytes()))
-        for batch in slices(body.spans, slice_bytes, SMALL_BYTES):
+        for batch in slices(body.spans, slice_bytes, min(SMALL_BYTES, slice_bytes)):
             size = sum([span.end - span.offset for span in batch])
             await self._site.pace(size, self._request)
             last = body.tail if batch[-1].end == body.spans[-1].end else b""

@@ -21,7 +21,7 @@ from backend.peers.identity import CertificateRefused
 from backend.peers.intake import Intake
 from backend.peers.multipart import AnswerRefused, PartialAnswer, Ranges, range_header
 from backend.peers.peer_connection import PeerConnection, place_of
-from backend.peers.reach import is_reachable
+from backend.peers.reach import LATE_S, is_reachable
 from backend.pieces import first_failure
 from backend.priority import FetchClass
 
@@ -42,6 +42,7 @@ class Verdict(enum.Enum):
 
     DEAD = "does not answer"
     BUSY = "is busy"
+    PAUSED = "sends nothing at the moment"
     ABSENT = "has not what was asked"
     MOVED = "names another host"
     FAULTY = "makes no sense"
@@ -88,6 +89,8 @@ class PeerClient:
     def __init__(self, own_url: str = "", ssl_context: ssl.SSLContext | None = None) -> None:
         self.own_url = own_url
         self._ssl = ssl_context
+        self.late_verdicts = 0
+        """Times that a host was not taken for dead, because this one was late itself."""
         self._complaints: dict[str, str] = {}
         self._heard_at: dict[str, float] = {}
         self._probes: dict[str, trio.Event] = {}
@@ -120,6 +123,10 @@ class PeerClient:
         """Something has arrived from a host, on whatever connection."""
         self._heard_at[url] = trio.current_time()
 
+    def note_late(self) -> None:
+        """This host was late, and cannot tell who was silent meanwhile."""
+        self.late_verdicts += 1
+
     def was_heard(self, url: str) -> bool:
         """Whether a host has sent something within `HEARD_S`: it is alive, however full its link is."""
         return trio.current_time() - self._heard_at.get(url, -math.inf) < HEARD_S
@@ -138,7 +145,7 @@ class PeerClient:
     async def _probe(self, url: str) -> bool:
         ended = self._probes[url] = trio.Event()
         try:
-            is_there = await is_reachable(*place_of(url))
+            is_there = await is_reachable(*place_of(url), self.note_late)
             self._unreachable.discard(url)
             if is_there:
                 self.heard(url)
@@ -158,7 +165,7 @@ class PeerClient:
 
     async def _connect(self, url: str) -> "PeerConnection":
         try:
-            return await PeerConnection.open(url, self._ssl, self.heard)
+            return await PeerConnection.open(url, self._ssl, self.heard, self.note_late)
         except CertificateRefused as error:
             self._complain(url, error)
             raise PeerFailed(url, Verdict.DEAD, str(error)) from error
@@ -196,6 +203,9 @@ class PeerClient:
                 except (OSError, h11.ProtocolError) as error:
                     if connection.heard == 0 and connection.uses > 1:
                         raise _Stale from error
+                    if connection.was_held_long:
+                        why = "gave up while this host received nothing"
+                        raise PeerFailed(url, Verdict.BUSY, why, retry_after_s=RETRY_AFTER_S) from error
                     raise PeerFailed(url, Verdict.DEAD, str(error) or type(error).__name__) from error
                 finally:
                     nursery.cancel_scope.cancel()
@@ -247,6 +257,8 @@ class PeerClient:
             raise PeerFailed(url, Verdict.MOVED, values.get(b"location", b"").decode("latin-1"))
         if head.status_code == 429:
             raise PeerFailed(url, Verdict.BUSY, retry_after_s=_retry_after_s(values))
+        if head.status_code == 503 and b"nydus-paused" in values:
+            raise PeerFailed(url, Verdict.PAUSED)
         verdict = Verdict.ABSENT if head.status_code in (404, 409, 416, 503) else Verdict.FAULTY
         raise PeerFailed(url, verdict, f"status {head.status_code}")
 
@@ -289,7 +301,13 @@ class _StallWatch:
     async def run(self) -> None:
         heard, since = -1, trio.current_time()
         while True:
-            await trio.sleep(STALL_S)
+            due = trio.current_time() + STALL_S
+            await trio.sleep_until(due)
+            if trio.current_time() > due + LATE_S:
+                # What has arrived meanwhile is still to be read.
+                self._client.note_late()
+                heard, since = -1, trio.current_time()
+                continue
             if self._connection.heard != heard or self._connection.is_held:
                 heard, since = self._connection.heard, trio.current_time()
                 continue

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 DEAD_FIRST_S = 1.0
 DEAD_MAX_S = 30.0
+PAUSED_S = 5.0
 BAN_FIRST_S = 60.0
 BAN_MAX_S = 3600.0
 BANDWIDTH_UNKNOWN = 64.0 * (1 << 20)
@@ -66,6 +67,10 @@ class PeerHealth:
     def note_busy(self, now: float, retry_after_s: float) -> None:
         """It has asked to be left alone for a moment."""
         self.busy_until = now + min(max(retry_after_s, 0.05), 5.0)
+
+    def note_paused(self, now: float) -> None:
+        """It has been told to send nothing."""
+        self.dead_until = max(self.dead_until, now + PAUSED_S)
 
     def note_wrong(self, now: float) -> None:
         """It has sent wrong bytes."""

@@ -34,7 +34,7 @@ class PeerCounters:
     """Bytes, decoded but for `*_encoded_bytes`, and how often something went another way.
 
     `peer_encoded_bytes`: what came encoded from other hosts, `peer_encoded_worth` the decoded size of that,
-    which is in `peer_bytes`. `late_verdicts`: hosts not taken for dead because this one was late itself.
+    which is in `peer_bytes`.
 
     `degraded`: runs of chunks that came from the origin because those before this host did not bring them.
     """
@@ -50,7 +50,6 @@ class PeerCounters:
     dead_peers: int = 0
     wrong_bytes: int = 0
     busy_answers: int = 0
-    late_verdicts: int = 0
     upload_requests: int = 0
     by_peer: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     refused: dict[str, int] = field(default_factory=dict)

@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 from backend.contract import BackendError
 
@@ -127,6 +128,14 @@ def normal_address(text: str) -> str:
         return text.lower().removesuffix(".")
     mapped = getattr(address, "ipv4_mapped", None)
     return str(mapped or address)
+
+
+def host_of(url: str) -> str:
+    """The address in `http://ADDRESS:PORT`; "" for something else."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _addresses(alternatives: Iterable[tuple[str, str]]) -> Iterator[str]:

@@ -23,6 +23,16 @@ class Intake:
         """The most to receive before `take`, so that limits hold within 5 % over 5 s."""
         return self.limits.part_bytes
 
+    async def pay_first(self, n_bytes: int) -> "Intake | None":
+        """What is to be held to while so many bytes arrive: None when they were paid for in advance.
+
+        A checkpoint where a limit is so low.
+        """
+        if not self.limits.pays_first(n_bytes, from_origin=self.from_origin):
+            return self
+        await self.take(n_bytes)
+        return None
+
     async def take(self, n_bytes: int) -> None:
         """Returns when what has just been received is paid for, and the next part may be. A checkpoint."""
         while True:

@@ -44,6 +44,16 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             if value is not None and not 0 <= value <= LIMIT_MAX:
                 raise LimitInvalid(name=name, why=f"{value} is not within 0 and {LIMIT_MAX}")
 
+    @property
+    def sends_nothing(self) -> bool:
+        """Whether sending is paused."""
+        return self.host_up_bps == 0 or self.task_up_bps == 0
+
+    @property
+    def receives_nothing(self) -> bool:
+        """Whether receiving is paused."""
+        return self.host_down_bps == 0 or self.task_down_bps == 0
+
     def tightened_by(self, other: "LimitSettings") -> "LimitSettings":
         """The stricter one of each limit: what a host keeps that is told limits from two sides."""
         return LimitSettings(

@@ -101,6 +101,15 @@ class LimitTree:
             self._lease = lease
             self._apply_origin(now)
 
+    def slowest_down_bps(self, *, from_origin: bool) -> int | None:
+        """The strictest limit on the way of a download; None without any."""
+        settings = self._settings
+        slowest = stricter(settings.host_down_bps, settings.task_down_bps)
+        if not from_origin:
+            return slowest
+        lease = self._lease or OriginShare()
+        return stricter(slowest, stricter(settings.origin_bps, lease.bps))
+
     @property
     def part_bytes(self) -> int:
         """The smallest quantum of all limits of bytes that are set; `QUANTUM_BYTES` without any."""

@@ -29,6 +29,9 @@ METER_MIN_S = 0.05
 WANTED_PER_S = 4
 """What is asked for should be here within a quarter of a second, the time between two announces."""
 GROWTH = 2
+PATIENCE_S = 10.0
+"""Half of what a host waits for a client that takes nothing (`ServerOptions.slice_timeout_s`)."""
+REQUEST_S = 2.0
 
 
 @dataclass(slots=True)
@@ -188,6 +191,20 @@ class HostLimits:
     def part_bytes(self) -> int:
         """The most to `take` or `pace` in one go for limits that hold within 5 % over 5 s."""
         return self._tree.part_bytes
+
+    def pays_first(self, n_bytes: int, *, from_origin: bool) -> bool:
+        """Whether `n_bytes` take so long by the limits that who sends them would lose patience.
+
+        They are to be taken before they are asked for then: right on average, but in one lump.
+        """
+        bps = self._tree.slowest_down_bps(from_origin=from_origin)
+        return bps is not None and n_bytes > bps * PATIENCE_S
+
+    @property
+    def request_bytes(self) -> int | None:
+        """The most to ask of a host at once, so that it need not wait long for this one; None is any size."""
+        bps = self._tree.slowest_down_bps(from_origin=False)
+        return None if bps is None else round(bps * REQUEST_S)
 
     def origin_demand(self) -> OriginShare:
         """What this host would use of the origin, for the next announce.

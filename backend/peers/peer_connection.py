@@ -13,13 +13,15 @@ import h11
 import trio
 
 from backend.peers.intake import Intake
-from backend.peers.reach import reach
+from backend.peers.reach import nothing, reach
 from backend.peers.tls_failure import tls_failure
 
 HANDSHAKE_S = 5.0
 HEAD_MAX_BYTES = 16 << 10
 RECEIVE_BYTES = 1 << 20
 WAKE_BYTES = 64 << 10
+HELD_LONG_S = 5.0
+"""A quarter of what a host waits for a client that takes nothing (`ServerOptions.slice_timeout_s`)."""
 
 
 class PeerConnection:
@@ -39,6 +41,8 @@ class PeerConnection:
         self.uses = 0
         self.is_held = False
         """It is this host that receives nothing at the moment, because of its limits."""
+        self.was_held_long = False
+        """So long that the other side may have given up."""
         self._told = told
         self._wakes_for = 1
         self._host = host.encode()
@@ -48,15 +52,20 @@ class PeerConnection:
 
     @classmethod
     async def open(
-        cls, url: str, context: ssl.SSLContext | None, told: Callable[[str], None]
+        cls,
+        url: str,
+        context: ssl.SSLContext | None,
+        told: Callable[[str], None],
+        on_late: Callable[[], None] = nothing,
     ) -> "PeerConnection":
-        """`told` hears of `url` whenever something arrives. Raises `OSError`, `ValueError`, and
-        `CertificateRefused`.
+        """`told` hears of `url` whenever something arrives; `on_late`: see `reach`.
+
+        Raises `OSError`, `ValueError`, and `CertificateRefused`.
         """
         host, port = place_of(url)
         if url.startswith("https:") != (context is not None):
             raise ValueError("one of the two hosts has TLS and the other has not: give --pki to both")
-        plain = await reach(host, port)
+        plain = await reach(host, port, on_late)
         tls = None
         try:
             if context is not None:
@@ -76,6 +85,7 @@ class PeerConnection:
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_MAX_BYTES)
         self.uses += 1
         self.heard = 0
+        self.was_held_long = False
         request = h11.Request(method=b"GET", target=target, headers=[(b"Host", self._host), *headers])
         await self._send((self._http.send(request) or b"") + (self._http.send(h11.EndOfMessage()) or b""))
         while True:
@@ -116,11 +126,12 @@ class PeerConnection:
         """Waits as the limits of this host want it."""
         if intake is None or not n_bytes:
             return
-        self.is_held = True
+        self.is_held, since = True, trio.current_time()
         try:
             await intake.take(n_bytes)
         finally:
             self.is_held = False
+            self.was_held_long |= trio.current_time() - since > HELD_LONG_S
 
     def is_last(self, head: h11.Response) -> bool:
         """Whether the other side closes the connection after this answer."""

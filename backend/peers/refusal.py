@@ -23,6 +23,7 @@ class Refusal(enum.StrEnum):
     UNAVAILABLE = "would not come here"
     REDIRECTED = "redirected"
     BUSY = "busy"
+    PAUSED = "paused"
     STALLED = "client stopped reading"
     GONE = "client has gone"
     TORN = "body torn"

@@ -7,7 +7,6 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 import msgspec
 import trio
@@ -17,6 +16,7 @@ from backend.metrics import CONTENT_TYPE, METRICS_TARGET
 from backend.peers.identity import (
     CertificateRefused,
     PeerIdentity,
+    host_of,
     peer_identity,
     require_address,
     require_current,
@@ -231,11 +231,3 @@ def new_leases(clock: Callable[[], float] = time.monotonic) -> LeaseBook:
 def new_epoch() -> str:
     """A name for this life of a scheduler."""
     return os.urandom(8).hex()
-
-
-def host_of(url: str) -> str:
-    """The address in `http://ADDRESS:PORT`; "" for something else."""
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""

@@ -95,10 +95,18 @@ class Busy:
     retry_after_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """This host has been told to send nothing."""
+
+
+Decision = Admit | Redirect | Busy | Paused
+
+
 class Admission(Protocol):
     """Decides who is served. Asked once for each body, with the first and the last byte of all its ranges."""
 
-    def admit(self, request: BlobRequest, offset: int, end: int) -> Admit | Redirect | Busy:
+    def admit(self, request: BlobRequest, offset: int, end: int) -> Decision:
         """Whether to send the body; each `Admit` is followed by one `done`, whatever happens."""
 
     def done(self, request: BlobRequest, offset: int, end: int, sent_bytes: int) -> None:

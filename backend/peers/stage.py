@@ -107,7 +107,7 @@ class PeerStage:
         by_piece: dict[int, list[BlobExtent]] = {}
         for extent in extents:
             by_piece.setdefault(self._blob.presence.piece_of(extent.chunks.start), []).append(extent)
-        limit_bytes = min(limit_bytes, REQUEST_BYTES)
+        limit_bytes = min(limit_bytes, REQUEST_BYTES, self._pool.limits.request_bytes or REQUEST_BYTES)
         return [run for group in by_piece.values() for run in runs_of_piece(group, limit_bytes)]
 
     async def bring(self, flights: list[Flight], ticket: Ticket) -> list[Flight]:
@@ -265,10 +265,10 @@ class PeerStage:
             ranges=portion.ranges,
             is_encoded=portion.is_encoded,
         )
+        intake = await Intake(self._pool.limits, ticket, self._blob.blob_id).pay_first(size)
         others, since = health.in_flight, trio.current_time()
         health.in_flight += size
         try:
-            intake = Intake(self._pool.limits, ticket, self._blob.blob_id)
             ranges = await hub.client.fetch(choice.host.url, request, buffer, intake)
         finally:
             health.in_flight -= size
@@ -318,6 +318,9 @@ class PeerStage:
         elif error.verdict is Verdict.BUSY:
             hub.counters.busy_answers += 1
             health.note_busy(now, error.retry_after_s)
+        elif error.verdict is Verdict.PAUSED:
+            health.note_paused(now)
+            tried.add(host.id)
         elif error.verdict is Verdict.MOVED:
             other = swarm.host_at(error.location)
             if other is not None and other.id not in tried and other.id != hub.own.id:

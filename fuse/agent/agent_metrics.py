@@ -123,7 +123,7 @@ def _expose_peers(out: Exposition, peering: Peering) -> None:
     out.counter("peer_bans", "Times that a host was left alone for wrong bytes.", counters.wrong_bytes)
     out.counter("peer_busy", "Requests that a host was too busy for.", counters.busy_answers)
     out.counter(
-        "peer_late_verdicts", "Hosts not taken for dead, because this one was late.", counters.late_verdicts
+        "peer_late_verdicts", "Hosts not taken for dead, because this one was late.", hub.client.late_verdicts
     )
     out.gauge("guest_images", "Images that are open for other hosts only.", peering.guest_count)
     refusals = peering.guest_refusals

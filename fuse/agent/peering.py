@@ -67,7 +67,13 @@ class Peering:
             insecure_skip_verify=options.insecure,
         )
         guests = self.guests = GuestImages(
-            self.hub, Path(options.cache_dir), self.shelf, registry, self.control.limits, self.metrics
+            self.hub,
+            Path(options.cache_dir),
+            self.shelf,
+            registry,
+            self.control.limits,
+            self.metrics,
+            has_certificates=self.tls is not None,
         )
         self.uploads = Uploads(self.hub, self.control, self.listener, options.upload_command, guests.open)
         http_options = HttpOptions(ssl_context=self.tls.client if self.tls else None)

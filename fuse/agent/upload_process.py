@@ -18,8 +18,9 @@ import trio
 from backend.peers.identity import CertificateRefused, peer_identity, require_current, require_scope
 from backend.peers.limit_settings import LimitSettings
 from backend.peers.limits import HostLimits, open_limits
+from backend.peers.refusal import Dropped, Refusal
 from backend.peers.send_turns import SendTurns
-from backend.peers.served import Admit, BlobRequest, Busy, NotAvailable, Redirect, ServedFile
+from backend.peers.served import Admit, BlobRequest, Decision, NotAvailable, Paused, ServedFile
 from backend.peers.served_cache import CachedFile, DocumentFile, RequestedFile
 from backend.peers.server import serve_peers
 from backend.peers.server_counters import ServerCounters
@@ -61,6 +62,7 @@ class UploadProcess:
         self._limits: HostLimits
         self._told_terms = trio.Event()
         self._slots = UploadSlots(self._decoded_size, time.monotonic, lambda: len(self._turns))
+        self._pacing: set[trio.CancelScope] = set()
         self._numbers = itertools.count(1)
         self._waiting: dict[int, _Reply] = {}
         self._sending = trio.Lock()
@@ -108,7 +110,8 @@ class UploadProcess:
         files = self._encoded if request.kind == "encoded" else self._files
         if request.blob_id not in self._files and request.may_fetch and request.reference:
             number = next(self._numbers)
-            await self._ask("open", OpenRequest(number, request.blob_id, request.reference), number)
+            wanted = OpenRequest(number, request.blob_id, request.reference, request.peer)
+            await self._ask("open", wanted, number)
         file = files.get(request.blob_id)
         if file is None and request.kind == "encoded" and request.blob_id not in self._files:
             return await self._mirrored(request, is_manifest=False)
@@ -118,7 +121,7 @@ class UploadProcess:
 
         async def fetch(offset: int, end: int) -> None:
             number = next(self._numbers)
-            wanted = FetchRequest(
+            asked = FetchRequest(
                 number,
                 request.blob_id,
                 offset,
@@ -127,7 +130,7 @@ class UploadProcess:
                 request.may_fetch,
                 request.kind == "encoded",
             )
-            await self._ask("fetch", wanted, number)
+            await self._ask("fetch", asked, number)
 
         return RequestedFile(file, fetch)
 
@@ -143,8 +146,10 @@ class UploadProcess:
         file = self._files.get(blob_id)
         return file.size_bytes if file is not None else 0
 
-    def admit(self, request: BlobRequest, offset: int, end: int) -> Admit | Redirect | Busy:
+    def admit(self, request: BlobRequest, offset: int, end: int) -> Decision:
         """See `Admission`."""
+        if self._limits.settings.sends_nothing:
+            return Paused()
         answer = self._slots.admit(request, offset, end)
         if isinstance(answer, Admit):
             self._turns.expect(request, self._slots.given(request, offset))
@@ -156,8 +161,15 @@ class UploadProcess:
         self._slots.done(request, offset, end, sent_bytes)
 
     async def _pace(self, count: int, request: BlobRequest) -> None:
-        await self._turns.take(request)
-        await self._limits.pace(count, request)
+        with trio.CancelScope() as scope:
+            self._pacing.add(scope)
+            try:
+                await self._turns.take(request)
+                await self._limits.pace(count, request)
+            finally:
+                self._pacing.discard(scope)
+        if scope.cancelled_caught:
+            raise Dropped(Refusal.PAUSED)  # whoever waits for the rest has to ask somebody else
 
     async def _ask(
         self, do: str, question: OpenRequest | FetchRequest | MirrorRequest, number: int
@@ -200,6 +212,9 @@ class UploadProcess:
     def _take_terms(self, told: UploadTerms) -> None:
         if told.settings != self._limits.settings:
             self._limits.change(told.settings)
+            if told.settings.sends_nothing:
+                for scope in self._pacing:
+                    scope.cancel()
         self._limits.yield_up(told.yielded_bps)
         self._scope = told.scope
         self._told_terms.set()

@@ -36,11 +36,15 @@ class MirrorRequest(msgspec.Struct, frozen=True):
 
 
 class OpenRequest(msgspec.Struct, frozen=True):
-    """Another host asks, as if this one were an owner, for a blob of an image that nobody here has opened."""
+    """Another host asks, as if this one were an owner, for a blob of an image that nobody here has opened.
+
+    `peer` is its address, or its name with TLS.
+    """
 
     number: int
     blob_id: str
     image: str
+    peer: str
 
 
 class FetchRequest(msgspec.Struct, frozen=True):

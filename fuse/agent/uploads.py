@@ -40,8 +40,11 @@ RESTART_PAUSE_MAX_S = 5.0
 LONG_LIFE_S = 10.0
 TERMS_PAUSE_S = 0.01
 
-OpenGuest = Callable[[str, str], Awaitable[None]]
-"""Opens an image, by its exact name, because another host needs this blob of it. Raises `NydusError`."""
+OpenGuest = Callable[[str, str, str], Awaitable[None]]
+"""Opens an image, by its exact name, because another host (the last) needs this blob of it.
+
+Raises `NydusError`.
+"""
 
 
 class Uploads:
@@ -206,7 +209,7 @@ class Uploads:
 
     async def _open(self, wanted: OpenRequest) -> None:
         if wanted.blob_id not in self._hub.blobs:
-            await self._open_guest(wanted.image, wanted.blob_id)
+            await self._open_guest(wanted.image, wanted.blob_id, wanted.peer)
         # What is told of new blobs may be behind the answer to this.
         await self._send_blob(self._hub.blobs[wanted.blob_id])
 

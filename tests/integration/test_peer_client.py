@@ -2,16 +2,19 @@
 
 import random
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
-from backend.peers.client import PeerClient, PeerFailed, PeerRequest, Verdict
+from backend.peers.client import STALL_S, PeerClient, PeerFailed, PeerRequest, Verdict
 from backend.peers.reach import PATIENCE_S, reach
-from backend.peers.served import Busy, Redirect
+from backend.peers.served import Busy, Paused, Redirect
 from backend.peers.server_options import ServerOptions
 from backend.priority import FetchClass
 from tests.peer_host import BLOB_ID, FillingFile, TestAdmission, serving
@@ -99,6 +102,9 @@ async def test_what_a_host_says_instead(tmp_path: Path) -> None:
         admission.answer = Redirect("http://10.0.0.9:1")
         moved = await verdict(client, url)
         assert (moved.verdict, moved.location) == (Verdict.MOVED, "http://10.0.0.9:1")
+        admission.answer = Paused()
+        assert (await verdict(client, url)).verdict is Verdict.PAUSED
+        assert server.refused["paused"] == 1
         client.close()
 
 
@@ -231,12 +237,68 @@ async def test_a_full_backlog_is_like_a_dead_host() -> None:
             each.close()
 
 
+class Late(trio.abc.Instrument):
+    """Something else has the processor for a while, each time that a connection is about to be tried."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        if task.name.endswith("attempt") and self.times:
+            self.times -= 1
+            time.sleep(PATIENCE_S + 0.2)  # the loop stands still, as on a machine without a free processor
+
+
+async def test_a_host_is_not_dead_because_this_one_was_late() -> None:
+    """Found where eight hosts shared two processors: each took some of the others for dead."""
+    client = PeerClient()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        late = Late(1)
+        trio.lowlevel.add_instrument(late)
+        try:
+            assert await client.is_alive(url)
+        finally:
+            trio.lowlevel.remove_instrument(late)
+    assert late.times == 0
+    assert client.late_verdicts == 1
+
+
+def stand_still() -> None:
+    """Nothing of this process runs, as on a machine without a free processor."""
+    time.sleep(STALL_S + 0.2)
+
+
+async def test_silence_while_this_host_was_late_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+
+    async def look(host: str, port: int, on_late: object) -> bool:
+        looks.append(host)
+        await trio.lowlevel.checkpoint()
+        return False
+
+    monkeypatch.setattr("backend.peers.client.is_reachable", look)
+    client, file = PeerClient(), FillingFile(tmp_path / "file", CONTENT, whole=False)
+    async with serving(file) as server, trio.open_nursery() as nursery:
+        nursery.start_soon(partial(fetched, client, server.url(""), 0, 1000, may_fetch=True))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        for _ in range(3):
+            stand_still()
+            await trio.testing.wait_all_tasks_blocked()
+        file.land(0, 1000)
+    assert not looks
+    assert client.late_verdicts >= 3
+    client.close()
+
+
 async def test_one_of_many_stalled_requests_looks_whether_the_host_lives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looks: list[int] = []
 
-    async def look(host: str, port: int) -> bool:
+    async def look(host: str, port: int, on_late: object) -> bool:
         looks.append(port)
         await trio.sleep(0.05)
         return port == 1

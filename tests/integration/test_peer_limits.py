@@ -80,6 +80,33 @@ def test_what_a_host_sends_keeps_to_its_limit_and_to_another_one_at_once(tmp_pat
 
 
 @pytest.mark.slow
+def test_a_host_that_is_to_send_nothing_keeps_nobody_waiting(tmp_path: Path) -> None:
+    source = make_model(tmp_path / "model", 4 * MIB)
+    with peer_cluster(tmp_path / "cluster", 2) as cluster:
+        giver, taker = cluster.hosts
+        reference = held(cluster, giver, source)
+        giver.machine.nydus("limits", "set", "--limit-up", "0")
+        assert "limits: up paused" in giver.machine.nydus("status", "--peers")
+        taker.mount(reference, "--prefetch", "all")
+        assert same(source, taker.mount_dir)
+        assert (state(taker).traffic.peer_bytes, state(taker).dead_peers) == (0, 0)
+        until(lambda: state(giver).refused.get("paused", 0) > 0)
+
+
+@pytest.mark.slow
+def test_a_tiny_limit_is_slow_and_no_error(tmp_path: Path) -> None:
+    """A slice of 256 KiB did not get through within the time that hosts wait for each other."""
+    source = make_model(tmp_path / "model", 256 << 10)
+    with peer_cluster(tmp_path / "cluster", 2) as cluster:
+        giver, taker = cluster.hosts
+        reference = held(cluster, giver, source)
+        giver.machine.nydus("limits", "set", "--limit-up", "8KiB/s")
+        with reading(taker, reference):
+            until(lambda: same(source, taker.mount_dir), patience_s=100.0)
+        assert (state(taker).dead_peers, state(taker).wrong_bytes) == (0, 0)
+
+
+@pytest.mark.slow
 def test_what_a_host_receives_keeps_to_its_limit(tmp_path: Path) -> None:
     source = make_model(tmp_path / "model", 24 * MIB)
     with peer_cluster(tmp_path / "cluster", 1) as cluster:

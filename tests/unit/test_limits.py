@@ -7,11 +7,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from backend.peers.intake import Intake
 from backend.peers.leases import OriginShare
 from backend.peers.limit_settings import LIMIT_MAX, LimitInvalid, LimitSettings, read_limits
 from backend.peers.limit_tree import TASKS_KEPT, LimitTree
 from backend.peers.limits import HostLimits, open_limits
-from backend.priority import FetchClass
+from backend.priority import FetchClass, Ticket
 
 MIB = 1 << 20
 
@@ -35,6 +36,42 @@ class Counter:
 
     def between(self, start: float, end: float) -> int:
         return sum(n_bytes for at, n_bytes in self.passed if start <= at < end)
+
+
+async def test_what_would_take_too_long_is_paid_before_it_is_asked_for(autojump_clock: MockClock) -> None:
+    """Who sends it would lose patience with a client that takes it so slowly."""
+    settings = LimitSettings(host_down_bps=10_000, origin_bps=1000)
+    async with open_limits(settings) as limits:
+        ticket = Ticket(FetchClass.PREFETCH)
+        peer, origin = (Intake(limits, ticket, "blob", from_origin=each) for each in (False, True))
+        began = trio.current_time()
+        assert await peer.pay_first(100_000) is peer
+        assert trio.current_time() == began
+        assert await peer.pay_first(200_000) is None
+        assert 19.0 < trio.current_time() - began < 21.0
+        began = trio.current_time()
+        assert await origin.pay_first(20_000) is None
+        assert 18.0 < trio.current_time() - began < 22.0
+        assert limits.request_bytes == 20_000
+        assert limits.waits["download"].count > 0
+        assert limits.waits["download"].total_s > 30.0
+
+
+async def test_receiving_that_is_paused_goes_on_when_it_may(autojump_clock: MockClock) -> None:
+    async with open_limits(LimitSettings(task_down_bps=0)) as limits, trio.open_nursery() as nursery:
+        assert limits.settings.receives_nothing
+        intake, ended = Intake(limits, Ticket(FetchClass.ON_DEMAND), "blob"), list[float]()
+
+        async def receive() -> None:
+            assert await intake.pay_first(1000) is None
+            ended.append(trio.current_time())
+
+        nursery.start_soon(receive)
+        await trio.sleep(1000)
+        assert not ended
+        limits.change(LimitSettings())
+        await wait_all_tasks_blocked()
+        assert ended
 
 
 async def download_forever(

@@ -18,6 +18,7 @@ from backend.fetch_pool import open_fetch_pool
 from backend.memory_blob import MemoryBlob, MemoryBlobReader, make_memory_blob
 from backend.peers.client import PeerClient, PeerFailed, PeerRequest, Verdict
 from backend.peers.hub import PeerHub
+from backend.peers.limit_settings import LimitSettings
 from backend.peers.piece import PieceSet
 from backend.peers.wire import Answer, HolderChange, HostInfo, MemberChange
 from backend.priority import FetchClass, Ticket
@@ -181,6 +182,34 @@ async def test_a_host_that_fails_is_not_waited_for(tmp_path: Path, verdict: Verd
             await r.fetcher.ensure(0, 3)
         r.check(0, 1, 2, 3)
         assert r.hub.counters.dead_peers > 0
+
+
+async def test_a_host_that_is_paused_is_left_alone_and_not_dead(tmp_path: Path) -> None:
+    async def is_paused(url: str, request: PeerRequest, buffer: memoryview) -> None:
+        await trio.lowlevel.checkpoint()
+        raise PeerFailed(url, Verdict.PAUSED)
+
+    async with rig(tmp_path, is_paused) as (r, client):
+        with trio.fail_after(2):
+            await r.fetcher.ensure(0, 0)
+            r.check(0)
+            await r.fetcher.ensure(3, 3)
+        assert len(client.asked) == 1
+        assert r.hub.counters.dead_peers == 0
+        assert r.hub.swarm.holder_count(r.blob.entry.blob_id, 3) == 1  # it has it, all the same
+
+
+async def test_nothing_is_asked_for_while_receiving_is_paused(tmp_path: Path) -> None:
+    async with rig(tmp_path, gives) as (r, client):
+        limits = r.fetcher._pool.limits
+        limits.change(LimitSettings(host_down_bps=0))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(r.fetcher.ensure, 0, 3)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert (client.asked, r.reader.requests) == ([], [])
+            limits.change(LimitSettings())
+        r.check(0, 1, 2, 3)
+        assert r.reader.requests == []
 
 
 async def test_a_reader_that_joins_a_prefetch_costs_no_place(tmp_path: Path) -> None:

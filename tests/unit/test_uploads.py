@@ -21,7 +21,7 @@ from fuse.agent.uploads import Uploads
 OWN = HostInfo("own", "http://127.0.0.1:1")
 
 
-async def nobody(image: str, blob_id: str) -> None:
+async def nobody(image: str, blob_id: str, peer: str) -> None:
     """Opens nothing."""
     await trio.lowlevel.checkpoint()
 

@@ -13,6 +13,7 @@ _ID = b"0123456789abcdef" * 4
 SEEDS = (
     b"/v1/blobs/" + _ID + b"/decoded\nbytes=0-4095,8192-12287,-5\nregistry.test/app:v1\n1\n0",
     b"/v2/library/app/blobs/sha256:" + _ID + b"?ns=docker.io\nbytes=4096-\n\n0\n3",
+    b"/v2/a/manifests/sha256:" + _ID + b"\n\n\n0\n",
     b"/v2/a/blobs/sha256:" + _ID + b"\nbytes=1048575-1048575,0-0\nx\n1\n2",
 )
 

@@ -7,40 +7,18 @@ from dataclasses import dataclass
 
 import trio
 
-from backend.peers.ranges import CONTENT_TYPE
-from backend.peers.served import Admit, BlobRequest, NotAvailable, ServedFile
+from backend.peers.served import Admit, BlobRequest, ServedFile
+from backend.peers.served_cache import DocumentFile
 from backend.peers.server import serve_peers
 from backend.peers.server_counters import ServerCounters
 from backend.peers.server_options import ServerOptions
 
 
 @dataclass(frozen=True, slots=True)
-class WholeFile:
-    """A file with nothing missing."""
-
-    descriptor: int
-    size_bytes: int
-    media_type: bytes = CONTENT_TYPE
-
-    def ready_until(self, offset: int, end: int) -> int:
-        """Everything is there."""
-        return end
-
-    def is_arriving(self, offset: int, end: int) -> bool:
-        """Nothing is on its way."""
-        return False
-
-    async def wait_ready(self, offset: int, end: int) -> int:
-        """Not called, as nothing is missing."""
-        await trio.lowlevel.checkpoint()
-        raise NotAvailable(blob_id="", offset=offset, end=end, why="the file has no such bytes")
-
-
-@dataclass(frozen=True, slots=True)
 class OneFileShelf:
     """Gives the same file for every blob."""
 
-    file: WholeFile
+    file: DocumentFile
 
     async def open(self, request: BlobRequest) -> ServedFile | None:
         """The file."""
@@ -65,7 +43,7 @@ async def unpaced(size_bytes: int, request: BlobRequest) -> None:
 def main(arguments: list[str]) -> None:
     """Serves until killed."""
     descriptor = os.open(arguments[0], os.O_RDONLY)
-    shelf = OneFileShelf(WholeFile(descriptor, os.fstat(descriptor).st_size))
+    shelf = OneFileShelf(DocumentFile(descriptor, "application/octet-stream"))
     with socket.create_server(("127.0.0.1", int(arguments[1])), backlog=128) as listener:
         trio.run(
             serve_peers, listener, shelf, EverybodyAdmitted(), unpaced, ServerOptions(), ServerCounters()

@@ -154,10 +154,12 @@ async def _wait_for_first_byte(
 ) -> None:
     """While there is no head yet, a client can be told that the bytes will not come."""
     first = body.spans[0]
-    if file.ready_until(first.offset, first.end) > first.offset:
+    ready = file.ready_until(first.offset, first.end)
+    # What is here decoded may not be here encoded, and then it is not on its way either: better known now.
+    if ready == first.end or (request.kind == "decoded" and ready > first.offset):
         return
     timeout_s = site.options.first_byte_timeout_s
-    if await wait_for_bytes(file, first.offset, first.end, transport, timeout_s) == first.offset:
+    if await wait_for_bytes(file, ready, first.end, transport, timeout_s) == ready:
         if request.kind != "decoded" and not request.may_fetch:
             raise _absent(request, "it is not here, or not whole")
         raise _unavailable("the bytes will not come here")

@@ -54,9 +54,19 @@ class PeerFailed(BackendError):
     message = "peer {where}: {why}"
     exit_code: ClassVar[int] = 154
 
-    def __init__(self, where: str, verdict: Verdict, detail: str = "", retry_after_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        where: str,
+        verdict: Verdict,
+        detail: str = "",
+        retry_after_s: float = 0.0,
+        *,
+        has_begun: bool = False,
+    ) -> None:
+        """`has_begun`: some of the answer has arrived before it broke off."""
         super().__init__(where=where, why=f"{verdict.value}{f': {detail}' if detail else ''}")
         self.verdict = verdict
+        self.has_begun = has_begun
         self.location = detail if verdict is Verdict.MOVED else ""
         self.retry_after_s = retry_after_s
 
@@ -206,7 +216,9 @@ class PeerClient:
                     if connection.was_held_long:
                         why = "gave up while this host received nothing"
                         raise PeerFailed(url, Verdict.BUSY, why, retry_after_s=RETRY_AFTER_S) from error
-                    raise PeerFailed(url, Verdict.DEAD, str(error) or type(error).__name__) from error
+                    why = str(error) or type(error).__name__
+                    has_begun = connection.heard > 0
+                    raise PeerFailed(url, Verdict.DEAD, why, has_begun=has_begun) from error
                 finally:
                     nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:

@@ -96,7 +96,9 @@ class RequestedFile:
 
     media_type = CONTENT_TYPE
 
-    def __init__(self, file: CachedFile, fetch: Fetch) -> None:
+    def __init__(self, file: CachedFile, fetch: Fetch, *, only_whole: bool = False) -> None:
+        """`only_whole`: nothing is on its way but what makes the whole file."""
+        self._only_whole = only_whole
         self._file = file
         self._fetch = fetch
         self.descriptor = file.descriptor
@@ -108,7 +110,7 @@ class RequestedFile:
 
     def is_arriving(self, offset: int, end: int) -> bool:
         """See `ServedFile`. Only the agent knows: it is asked, and says no then."""
-        return True
+        return not self._only_whole or (offset, end) == (0, self.size_bytes)
 
     async def wait_ready(self, offset: int, end: int) -> int:
         """See `ServedFile`."""

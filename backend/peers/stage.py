@@ -313,7 +313,7 @@ class PeerStage:
     ) -> None:
         hub, host, now = self._hub, choice.host, trio.current_time()
         swarm, health = hub.swarm, hub.swarm.health_of(choice.host.id)
-        if portion.is_encoded and error.verdict is Verdict.ABSENT:
+        if portion.is_encoded and (error.verdict is Verdict.ABSENT or error.has_begun):
             self.deliveries.note_absent(host, now)  # decoded it may have it
         elif error.verdict is Verdict.BUSY:
             hub.counters.busy_answers += 1
@@ -335,6 +335,7 @@ class PeerStage:
             else:
                 health.note_busy(now, PAUSE_MIN_S)
         else:
+            log.info("%s", error)
             hub.counters.dead_peers += 1
             health.note_dead(now)
             tried.add(host.id)

@@ -8,6 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import ClassVar
 
+from backend.encoded import EncodedBlob
 from backend.fetch import ChunkFetcher
 from backend.peers.hub import PeerBlob
 from backend.peers.mirror import complete
@@ -43,7 +44,10 @@ async def serve_encoded(swarm: Swarm, blob: PeerBlob, wanted: FetchRequest) -> N
         if not await complete(fetcher):
             raise NotServed(blob_id=blob.blob_id[:12], why="its encoded bytes are not all here")
         return
-    await _bring(swarm, blob, fetcher, _chunks_behind(fetcher, wanted.offset, wanted.end), wanted)
+    chunks = _chunks_behind(fetcher, wanted.offset, wanted.end)
+    if any(fetcher.cached.is_ready(chunk) and not _is_kept(fetcher, encoded, chunk) for chunk in chunks):
+        raise NotServed(blob_id=blob.blob_id[:12], why="some of it is here decoded only")
+    await _bring(swarm, blob, fetcher, chunks, wanted)
     if not encoded.has(wanted.offset, wanted.offset + 1):
         raise NotServed(blob_id=blob.blob_id[:12], why="these encoded bytes are not here")
 
@@ -67,6 +71,12 @@ async def _bring(
         raise NotServed(blob_id=blob.blob_id[:12], why="it is not here, and another host its owner")
     if await fetcher.ensure_chunks(missing[:1], fetch_class):
         raise NotServed(blob_id=blob.blob_id[:12], why="the disk of this host is full")
+
+
+def _is_kept(fetcher: ChunkFetcher, encoded: EncodedBlob, chunk: int) -> bool:
+    """Whether the encoded bytes of a chunk are here."""
+    extent = fetcher.meta.extent(chunk)
+    return encoded.has(extent.compressed_offset, extent.compressed_offset + extent.compressed_size)
 
 
 def _chunks_behind(fetcher: ChunkFetcher, offset: int, end: int) -> range:

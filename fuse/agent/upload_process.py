@@ -132,7 +132,9 @@ class UploadProcess:
             )
             await self._ask("fetch", asked, number)
 
-        return RequestedFile(file, fetch)
+        # Who is asked for encoded bytes has all of a range, or brings it: other hosts have it decoded.
+        only_whole = request.kind == "encoded" and not request.may_fetch
+        return RequestedFile(file, fetch, only_whole=only_whole)
 
     async def _mirrored(self, request: BlobRequest, *, is_manifest: bool) -> ServedFile | None:
         number = next(self._numbers)

@@ -171,7 +171,7 @@ async def test_two_who_want_the_whole_have_the_rest_brought_once(tmp_path: Path)
 
 
 def test_parts_are_cut_at_every_start_and_end() -> None:
-    parts = EncodedMap([(0, 10), (5, 20), (30, 40)], 50)
+    parts = EncodedMap([0, 10, 5, 20, 30, 40], 50)
     assert [parts.start_of(part) for part in range(parts.count)] == [0, 5, 10, 20, 30, 40]
     assert [parts.size_of(part) for part in range(parts.count)] == [5, 5, 10, 10, 10, 10]
     assert list(parts.parts_in(5, 5)) == [1]
@@ -179,7 +179,7 @@ def test_parts_are_cut_at_every_start_and_end() -> None:
     assert list(parts.parts_in(49, 1)) == [5]
     assert list(parts.parts_in(0, 50)) == [0, 1, 2, 3, 4, 5]
     with pytest.raises(FormatError):
-        EncodedMap([(0, 51)], 50)
+        EncodedMap([0, 51], 50)
 
 
 @pytest.mark.parametrize(

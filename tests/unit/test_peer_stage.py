@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -182,6 +183,60 @@ async def test_a_host_that_fails_is_not_waited_for(tmp_path: Path, verdict: Verd
             await r.fetcher.ensure(0, 3)
         r.check(0, 1, 2, 3)
         assert r.hub.counters.dead_peers > 0
+
+
+async def test_encoded_bytes_are_asked_for_first_and_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.peers.encoded_choice.AUTO_SHARE", 2.0)
+    asked: list[PeerRequest] = []
+
+    async def give(url: str, request: PeerRequest, buffer: memoryview) -> None:
+        await trio.lowlevel.checkpoint()
+        asked.append(request)
+        data = b"".join(r.blob.data[offset:end] for offset, end in request.ranges)
+        buffer[:] = data
+
+    async with rig(tmp_path, give) as (r, _):
+        r.hub.swarm.members[OTHER.id] = msgspec.structs.replace(OTHER, keeps_encoded=True)
+        await r.fetcher.ensure(0, 3)
+        r.check(0, 1, 2, 3)
+        assert all(request.is_encoded for request in asked)
+        counters = r.hub.counters
+        assert counters.peer_encoded_bytes == counters.peer_encoded_worth == counters.peer_bytes == 4 * MIB
+        assert counters.peer_plain_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        PeerFailed("url", Verdict.ABSENT),
+        PeerFailed("url", Verdict.DEAD, "hung up", has_begun=True),
+    ],
+)
+async def test_what_a_host_has_not_encoded_it_is_asked_for_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: PeerFailed
+) -> None:
+    """A host that broke off its answer, because it had the rest decoded only, was taken for dead."""
+    monkeypatch.setattr("backend.peers.encoded_choice.AUTO_SHARE", 2.0)
+    kinds: list[bool] = []
+
+    async def give(url: str, request: PeerRequest, buffer: memoryview) -> None:
+        kinds.append(request.is_encoded)
+        if request.is_encoded:
+            await trio.lowlevel.checkpoint()
+            raise failure
+        await gives(url, request, buffer)
+
+    async with rig(tmp_path, give) as (r, _):
+        r.hub.swarm.members[OTHER.id] = msgspec.structs.replace(OTHER, keeps_encoded=True)
+        await r.fetcher.ensure(0, 0)
+        await r.fetcher.ensure(3, 3)
+        r.check(0, 3)
+        assert kinds[:2] == [True, False]
+        assert not any(kinds[2:])
+        assert r.hub.counters.dead_peers == 0
+        assert r.reader.requests == []
 
 
 async def test_a_host_that_is_paused_is_left_alone_and_not_dead(tmp_path: Path) -> None:

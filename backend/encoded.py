@@ -44,7 +44,7 @@ class EncodedBlob:
     def __init__(self, cached: CachedBlob, parts: EncodedMap) -> None:
         self.cached = cached
         self.parts = parts
-        self._is_broken = False
+        self._is_broken = self._has_given_way = False
         self._completing = trio.Lock()
 
     @property
@@ -119,10 +119,16 @@ class EncodedBlob:
         await self.cached.forget(range(self.parts.count + 1))
         await trio.to_thread.run_sync(self._empty)
 
+    async def note_disk(self, *, is_full: bool) -> None:
+        """Gives way to decoded bytes where the disk is full for them, or has taken no encoded ones."""
+        if (is_full or self._is_broken) and not self._has_given_way:
+            self._is_broken = self._has_given_way = True
+            await self.drop()
+
     async def _give_up(self) -> None:
         blob_id = self.cached.shape.blob_id
         log.warning("the encoded bytes of blob %s have another digest: they are not kept", blob_id[:12])
-        self._is_broken = True
+        self._is_broken = self._has_given_way = True
         await self.drop()
 
     def _empty(self) -> None:
@@ -166,6 +172,7 @@ async def decode_and_keep(
     results, kept = await trio.to_thread.run_sync(decode)
     if encoded is not None:
         encoded.note(kept)
+        await encoded.note_disk(is_full=any(each.disk_error for outcomes in results for each in outcomes))
     return results
 
 

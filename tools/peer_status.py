@@ -40,6 +40,9 @@ def peer_lines(status: PeerStatus) -> Iterator[str]:
         f"from the origin {format_size(traffic.origin_bytes)}, from peers {format_size(traffic.peer_bytes)}, "
         f"to peers {format_size(traffic.served_bytes)} ({status.uploads} uploads now)"
     )
+    if status.encoded_bytes or traffic.peer_encoded_bytes:
+        kept, came = format_size(status.encoded_bytes), format_size(traffic.peer_encoded_bytes)
+        yield f"encoded: {kept} kept, {came} from peers"
     yield (
         f"past the owners {status.degraded}, hedges {status.hedges}, dead peers {status.dead_peers}, "
         f"wrong bytes {status.wrong_bytes}, busy {status.busy_answers}"

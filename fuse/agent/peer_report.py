@@ -7,7 +7,10 @@ from backend.peers.wire import HostInfo, Traffic
 
 
 class PeerStatus(msgspec.Struct, frozen=True):
-    """What a host says of its part in the peer cache. `by_peer`: bytes received from each host."""
+    """What a host says of its part in the peer cache. `by_peer`: bytes received from each host.
+
+    `encoded_bytes`: disk space of encoded bytes that are kept.
+    """
 
     host: HostInfo
     scheduler: str
@@ -25,3 +28,4 @@ class PeerStatus(msgspec.Struct, frozen=True):
     by_peer: dict[str, int]
     refused: dict[str, int]
     limits: LimitStatus
+    encoded_bytes: int = 0

@@ -127,6 +127,7 @@ class Peering:
             by_peer=dict(counters.by_peer),
             refused=counters.refused,
             limits=self.control.status(),
+            encoded_bytes=hub.encoded_bytes(),
         )
 
 

@@ -134,6 +134,7 @@ def test_a_scraper_reads_the_metrics_of_agent_upload_server_and_scheduler(
     assert agent["nydus_py_peer_members"] == agent["nydus_py_peer_scheduler_up"] == 1
     assert agent["nydus_py_peer_encoded_bytes"] > 0
     assert agent["nydus_py_mounts"] == 1
+    assert "encoded: " in host.machine.nydus("status", "--peers")
     page = (Path(__file__).resolve().parents[2] / "docs/metrics.md").read_text()
     names = {re.sub("_(total|bucket|sum|count)$", "", name).removeprefix("nydus_py_") for name in agent}
     assert not [name for name in names if f"`{name}" not in page]

@@ -133,6 +133,23 @@ async def test_a_full_disk_ends_the_keeping_and_not_the_reading(
         assert not await r.complete()
 
 
+@pytest.mark.logs_warning
+async def test_encoded_bytes_give_way_when_decoded_ones_find_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as r:
+        await r.fetcher.ensure(0, 0)
+        assert r.encoded.cached.usage_bytes() > 0
+
+        def full(offset: int, parts: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(r.fetcher.cached, "store", full)
+        await r.fetcher.ensure(1, 1)
+        assert r.encoded.cached.usage_bytes() == 0
+        assert r.encoded.lacking() == [(0, len(r.blob.data))]
+
+
 async def test_a_blob_of_which_much_is_lacking_is_not_completed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

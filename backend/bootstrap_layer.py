@@ -133,6 +133,7 @@ class LayerUnpacker:
     def __init__(self, directory: Path, where: str) -> None:
         self._where = where
         self._hash = hashlib.sha256()
+        self._plain_hash = hashlib.sha256()
         self._size_bytes = 0
         self._inflater = GzipInflater(LAYER_SIZE_MAX_BYTES)
         self._tar = _TarReader(directory)
@@ -146,6 +147,7 @@ class LayerUnpacker:
             # Told by `finish`: bytes that were altered on the way are to be called that, not bad gzip.
             try:
                 for plain in self._inflater.feed(piece):
+                    self._plain_hash.update(plain)
                     self._tar.feed(plain)
             except (_Malformed, GzipBroken, tarfile.HeaderError, UnicodeError) as error:
                 self._fault = str(error)
@@ -162,6 +164,11 @@ class LayerUnpacker:
             self._fault = self._tar.fault_at_end()
         if self._fault is not None:
             raise LayerBroken(where=self._where, why=self._fault + "; the image has to be built again")
+
+    @property
+    def diff_id(self) -> str:
+        """The digest of the tar in the layer, once that was `finish`ed."""
+        return f"sha256:{self._plain_hash.hexdigest()}"
 
     def close(self) -> None:
         """Closes the file that is being written, if any. Twice is harmless."""

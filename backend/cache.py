@@ -305,6 +305,12 @@ def _behind(parts: list[memoryview], size: int) -> list[memoryview]:
     return []
 
 
+def blob_files(cache_dir: Path, blob_id: str) -> list[Path]:
+    """Where the cache keeps what it has of a blob: the data first."""
+    data_path = cache_dir / "blobs" / f"{blob_id}.blob.data"
+    return [data_path, data_path.with_name(data_path.name + ".chunk_map")]
+
+
 class BlobCache:
     """A cache directory. Any number of processes and mounts may use it at once."""
 

@@ -49,6 +49,8 @@ from rafs.blob_table import BlobEntry
 from rafs.bootstrap import Bootstrap
 
 MANIFEST_NAME = "manifest.json"
+DIFF_ID_NAME = "diff_id"
+"""Has the digest of the tar in the bootstrap layer."""
 _CANDIDATES_MAX = 8
 _SETTLE_TRIES = 2
 
@@ -106,7 +108,9 @@ async def fetch_image_metadata(store: OciStore, image: NydusImage, images_dir: P
         with reporting_writes(unpacked):
             unpacked.mkdir()
             (unpacked / MANIFEST_NAME).write_bytes(image.stored.data)
-        await unpack_bootstrap(store, image.layers.bootstrap, unpacked)
+        diff_id = await unpack_bootstrap(store, image.layers.bootstrap, unpacked)
+        with reporting_writes(unpacked):
+            (unpacked / DIFF_ID_NAME).write_text(diff_id)
         await _complete_tables(store, image.layers, unpacked)
         return await settle_metadata(unpacked, images_dir, image.stored.digest)
 
@@ -129,6 +133,18 @@ def metadata_at(images_dir: Path, digest: str) -> ImageMetadata | None:
         if (blob_id := blob_id_of(path.name)) is not None
     ]
     return ImageMetadata(digest, directory, bootstrap, tuple(tables))
+
+
+def bootstrap_diff_id(images_dir: Path, digest: str) -> str | None:
+    """The diff ID of the bootstrap layer of the image with that manifest digest.
+
+    None where its metadata is not here, or was left by a version that did not keep it.
+    """
+    path = images_dir / digest.removeprefix("sha256:") / DIFF_ID_NAME
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except FileNotFoundError:
+        return None
 
 
 def layers_of(metadata: ImageMetadata) -> NydusLayers | None:
@@ -207,8 +223,11 @@ def _settle(unpacked: Path, images_dir: Path, digest: str) -> ImageMetadata | No
     return None
 
 
-async def unpack_bootstrap(store: OciStore, layer: Descriptor, directory: Path) -> None:
-    """Fetches a bootstrap layer and unpacks it, verified. Raises `LayerBroken` and what the store raises."""
+async def unpack_bootstrap(store: OciStore, layer: Descriptor, directory: Path) -> str:
+    """Fetches a bootstrap layer and unpacks it, verified; its diff ID.
+
+    Raises `LayerBroken` and what the store raises.
+    """
     where = str(store.reference)
     if layer.size_bytes > LAYER_SIZE_MAX_BYTES:
         raise ManifestBroken(where=where, why=f"a bootstrap layer of {layer.size_bytes} bytes")
@@ -221,6 +240,7 @@ async def unpack_bootstrap(store: OciStore, layer: Descriptor, directory: Path) 
     try:
         await pump(reader, layer.size_bytes, take)
         unpacker.finish(layer.digest)
+        return unpacker.diff_id
     finally:
         unpacker.close()
         with trio.CancelScope(shield=True):

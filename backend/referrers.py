@@ -16,6 +16,7 @@ from backend.registry import RegistryClient
 from backend.store import CannotPublish
 
 WRITES_MAX = 5
+REFERRERS_MAX = 1024
 
 
 class _Referring(msgspec.Struct, frozen=True):
@@ -47,6 +48,24 @@ def referral_of(media_type: str, data: bytes, where: str) -> Referral | None:
     return Referral(read.subject.digest, entry)
 
 
+async def find_referrers(client: RegistryClient, digest: str) -> list[Descriptor]:
+    """What refers to the manifest with that digest, by the registry's own list or by the tag that stands in.
+
+    An entry that cannot be read is left out. Raises what a registry does, and `ManifestBroken`.
+    """
+    data = await client.fetch_referrers(digest)
+    where = f"{client.reference.host}/{client.reference.repository}"
+    tag = referrers_tag(digest)
+    index = await _read(client, tag, where) if data is None else _index_of(data, where, "the referrers API")
+    found = []
+    for raw in index.manifests[:REFERRERS_MAX]:
+        try:
+            found.append(msgspec.json.decode(raw, type=Descriptor))
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            continue
+    return [entry for entry in found if is_digest(entry.digest)]
+
+
 def referrers_tag(digest: str) -> str:
     """The tag of the list of referrers of the manifest with that digest."""
     return digest.replace(":", "-")
@@ -76,10 +95,14 @@ async def _read(client: RegistryClient, tag: str, where: str) -> RawIndex:
         stored = await client.fetch_manifest(tag)
     except BlobNotFound:
         return RawIndex(schema_version=2, media_type=OCI_INDEX, manifests=())
+    return _index_of(stored.data, where, f"tag {tag}")
+
+
+def _index_of(data: bytes, where: str, what: str) -> RawIndex:
     try:
-        return msgspec.json.decode(stored.data, type=RawIndex)
+        return msgspec.json.decode(data, type=RawIndex)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise ManifestBroken(where=where, why=f"tag {tag} is no list of referrers: {error}") from error
+        raise ManifestBroken(where=where, why=f"{what} is no list of referrers: {error}") from error
 
 
 def _digest(raw: msgspec.Raw, where: str, tag: str) -> str:

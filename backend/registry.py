@@ -121,6 +121,22 @@ class RegistryClient:
         media_type = (response.header("Content-Type") or "").partition(";")[0].strip()
         return FetchedManifest(media_type, digest_of(data), data)
 
+    async def fetch_referrers(self, digest: str) -> bytes | None:
+        """The registry's own list (an index) of what refers to a manifest; None where it keeps none."""
+        return await self._retry.run(partial(self._fetch_referrers, require_digest(digest)))
+
+    async def _fetch_referrers(self, digest: str) -> bytes | None:
+        url = await self._session.url(f"referrers/{digest}")
+        headers = [("Accept", "application/vnd.oci.image.index.v1+json")]
+        async with self._session.send("GET", url, headers=headers) as response:
+            # What does not know the API says 404, 405 or, behind some proxies, gives a page.
+            kind = (response.header("Content-Type") or "").partition(";")[0].strip()
+            if response.status in (404, 405) or (response.status == 200 and not kind.endswith("json")):
+                await response.drain()
+                return None
+            await raise_for_status(response, 200, host=self._session.host)
+            return await response.read(MANIFEST_LIMIT_BYTES)
+
     async def push_manifest(self, key: str, media_type: str, data: bytes) -> str:
         """Stores `data` under a tag or its own digest, and returns the digest."""
         if is_digest(key):

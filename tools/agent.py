@@ -9,10 +9,11 @@ import msgspec
 import typer
 
 from backend.keep_mode import KeepEncoded
+from fuse.agent.client import call
 from fuse.supervisor.launch import become_supervisor
 from fuse.supervisor.main import SOCKET_NAME
 from rafs.errors import NydusError
-from tools.agent_client import AgentAnswer, ask_agent, call
+from tools.agent_client import AgentAnswer, ask_agent
 from tools.agent_command import agent_command
 from tools.limit_options import (
     LimitDown,

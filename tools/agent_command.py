@@ -6,11 +6,11 @@ from pathlib import Path
 import msgspec
 
 from backend.peers.limit_settings import LimitSettings
+from fuse.agent.client import wait_for
 from fuse.agent.peer_options import PeerOptions
 from fuse.supervisor.launch import python_command, start_in_background
 from fuse.supervisor.main import SOCKET_NAME
 from rafs.errors import NydusError
-from tools.agent_client import wait_for
 from tools.limit_options import section_limits
 from tools.logs import LogLevel
 from tools.peer_config import config_path, peer_options, read_config

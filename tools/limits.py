@@ -7,10 +7,10 @@ import typer
 from msgspec.structs import asdict
 
 from backend.peers.limit_status import LimitStatus
+from fuse.agent.client import call
 from fuse.agent.request import LIMITS_TARGET, LimitsChange
 from fuse.supervisor.main import SOCKET_NAME
 from tools.agent import NoAgent
-from tools.agent_client import call
 from tools.limit_options import (
     LimitDown,
     LimitOrigin,

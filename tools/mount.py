@@ -8,9 +8,10 @@ import typer
 
 from backend.prefetch_mode import PrefetchMode
 from backend.reference import Reference, absolute_reference
+from fuse.agent.client import AgentRefused, call
 from fuse.agent.request import MOUNT_TARGET, NO_DRIVER, Driver, MountRequest
 from fuse.mountpoint import prepare_mountpoint
-from tools.agent_client import AgentRefused, MountAnswer, call
+from tools.agent_client import MountAnswer
 from tools.agent_command import AgentNotStarted, ensure_agent
 from tools.mount_stay import catch_stop_signals, stay_until_unmounted
 from tools.output import mounted_line, talk

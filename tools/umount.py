@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
+from fuse.agent.client import AgentRefused, call
 from fuse.agent.request import UNMOUNT_TARGET, UnmountRequest
 from fuse.mount_table import find_mount
 from fuse.mountpoint import NothingMounted, real_path, unmount
 from fuse.supervisor.main import SOCKET_NAME
-from tools.agent_client import AgentRefused, ask, call
+from tools.agent_client import ask
 from tools.mount_record import MountFiles, NotMounted, mount_files
 from tools.output import talk
 from tools.settings import Settings, settings_of

@@ -12,12 +12,13 @@ from typing import Any, cast
 
 import msgspec
 
+from fuse.agent.client import wait_for
 from fuse.supervisor.main import SOCKET_NAME
 from tests.integration.cli_machine import Machine, kill_all, unmount_anyway
 from tests.integration.registry_server import RegistryServer, free_port, registry_server
 from tests.tls_hosts import LOOPBACK
 from tests.tls_hosts import Cluster as Authority
-from tools.agent_client import ask_agent, wait_for
+from tools.agent_client import ask_agent
 
 PATIENCE_S = 20.0
 PROGRAM = (sys.executable, "-m", "tools.main")

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from fuse.agent.client import wait_for
 from fuse.agent.peer_report import PeerStatus
 from fuse.supervisor.main import SOCKET_NAME
 from tests.integration.cli_machine import Machine, kill_all
 from tests.integration.peer_cluster import PATIENCE_S, Cluster, PeerHost, peer_cluster, until
 from tests.integration.test_peers import make_model, same
-from tools.agent_client import ask_agent, wait_for
+from tools.agent_client import ask_agent
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from fuse.agent.client import AgentRefused
 from fuse.agent.request import NO_DRIVER, MountRequest
-from tools.agent_client import AgentRefused, MountAnswer
+from tools.agent_client import MountAnswer
 from tools.main import run
 from tools.mount import TRIES
 

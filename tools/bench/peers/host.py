@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from fuse.agent.client import wait_for
 from fuse.supervisor.main import SOCKET_NAME
-from tools.agent_client import wait_for
 from tools.bench.nydus import Nydus
 from tools.bench.peers.model import damage
 from tools.bench.peers.network import Link, Network, host_address

@@ -11,7 +11,8 @@ TEST_PACKAGES := $(DEMO_PACKAGES) skopeo containerd umoci buildah erofs-utils at
 BENCH_PACKAGES := $(DEMO_PACKAGES) erofs-utils squashfs-tools zstd
 BENCH_PEERS_PACKAGES := $(DEMO_PACKAGES) iproute2 iptables curl
 
-.PHONY: help demo test test-slow test-all check bench bench-versions bench-peers chaos fuzz fmt docs clean
+.PHONY: help demo test test-slow test-all check bench bench-versions bench-peers chaos fuzz fmt docs clean protobuf
+PROTOS := fuse/snapshotter/snapshots.proto tests/integration/cri.proto
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +27,7 @@ help:
 	@echo 'make chaos     200 SIGKILLs of the agent under verifying readers, for erofs and for fuse (5 minutes)'
 	@echo 'make fuzz      fuzz every parser (FUZZ_SECONDS=60 each)'
 	@echo 'make fmt       format and fix;  make docs: write docs/errors.md again'
+	@echo 'make protobuf  write what protoc makes of the .proto files again'
 
 demo: $(VENV)/.demo-packages $(VENV)/.installed
 	$(BIN)/python -m tools.demo
@@ -69,6 +71,9 @@ fuzz: $(VENV)/.installed-fuzz
 fmt: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+protobuf: $(VENV)/.installed-test
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. $(PROTOS)
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m tools.error_table > docs/errors.md.new && mv docs/errors.md.new docs/errors.md

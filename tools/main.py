@@ -54,6 +54,11 @@ VERBS = {
     "agent": Verb(
         "agent", "Serve all mounts of this host; --upgrade replaces it.", "nydus-py agent --upgrade"
     ),
+    "snapshotter": Verb(
+        "snapshotter",
+        "Serve containerd: pods start from images that are not downloaded first.",
+        "nydus-py snapshotter --address /run/nydus-py/snapshotter.sock",
+    ),
     "limits": Verb(
         "limits",
         "Show what this host may send and receive, or change it while the agent runs.",

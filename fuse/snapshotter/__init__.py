@@ -1,0 +1,1 @@
+"""A snapshotter for containerd: images become the root filesystems of containers, lazily where that works."""

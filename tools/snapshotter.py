@@ -1,0 +1,151 @@
+"""`nydus-py snapshotter`: serves containerd, which asks it for the root filesystems of its containers."""
+
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import trio
+import typer
+
+from fuse.agent.request import Driver
+from fuse.snapshotter.agent_mounter import AgentMounter, MountOptions
+from fuse.snapshotter.from_threads import LoopPlanning, LoopRestoring
+from fuse.snapshotter.layer_restore import LayerRestorer
+from fuse.snapshotter.pull_plan import PullPlanner
+from fuse.snapshotter.service import start_service
+from fuse.snapshotter.snapshotter import Snapshotter
+from fuse.snapshotter.variants import VariantPlaces
+from fuse.supervisor.main import SOCKET_NAME
+from rafs.errors import NydusError
+from tools.agent_command import ensure_agent
+from tools.mount import CREDENTIAL_VARIABLES
+from tools.output import talk
+from tools.runtime import run_async
+from tools.settings import Settings, settings_of
+
+log = logging.getLogger(__name__)
+
+_PLACES = {
+    "none": VariantPlaces.NOWHERE,
+    "index": VariantPlaces.INDEX,
+    "referrers": VariantPlaces.REFERRERS,
+    "all": VariantPlaces.INDEX | VariantPlaces.REFERRERS,
+}
+STOP_GRACE_S = 5.0
+"""For calls that are being answered when it is told to end."""
+
+
+def run(
+    ctx: typer.Context,
+    address: Annotated[
+        Path | None,
+        typer.Option(help="Unix socket for containerd.  [default: snapshotter.sock beside the agent's]"),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Where snapshots are kept.  [default: snapshotter in the cache directory]"),
+    ] = None,
+    agent_socket: Annotated[
+        Path | None,
+        typer.Option(help="Socket of an agent that others start.  [default: one is started when needed]"),
+    ] = None,
+    driver: Annotated[
+        Driver, typer.Option(help="How images are mounted; see `nydus-py mount`.")
+    ] = Driver.AUTO,
+    variants: Annotated[
+        str,
+        typer.Option(
+            help="Where Nydus variants of ordinary images are looked for: all, index, referrers, none."
+        ),
+    ] = "all",
+) -> None:
+    """Serve containerd as a snapshotter: Nydus images start without being downloaded, others as ever.
+
+    Stays in the foreground, as a service manager wants it. It may be killed at any moment: containers run on,
+    and the next one goes on where this one was. docs/snapshotter.md says how containerd is told of it.
+    """
+    settings = settings_of(ctx)
+    options = SnapshotterOptions(
+        address=(address or settings.run_dir / "snapshotter.sock").absolute(),
+        root=(root or settings.cache_dir / "snapshotter").absolute(),
+        agent_socket=agent_socket.absolute() if agent_socket else None,
+        driver=driver,
+        variants=parse_variants(variants),
+    )
+    if driver is Driver.PYFUSE3:
+        raise typer.BadParameter("the agent serves erofs and fuse", param_hint="--driver")
+    options.address.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    run_async(lambda: _serve(settings, options))
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotterOptions:
+    """The options of the verb, with defaults filled in."""
+
+    address: Path
+    root: Path
+    agent_socket: Path | None
+    driver: Driver
+    variants: VariantPlaces
+
+
+def parse_variants(text: str) -> VariantPlaces:
+    """Where to look for variants; raises `typer.BadParameter`."""
+    places = VariantPlaces.NOWHERE
+    for word in text.split(","):
+        if word not in _PLACES:
+            raise typer.BadParameter(f"{word!r} is none of {', '.join(_PLACES)}", param_hint="--variants")
+        places |= _PLACES[word]
+    return places
+
+
+async def _serve(settings: Settings, options: SnapshotterOptions) -> None:
+    registry = settings.registry_options()
+    token = trio.lowlevel.current_trio_token()
+    planner = PullPlanner(registry, settings.images_dir, options.variants)
+    snapshotter = Snapshotter(
+        options.root,
+        _mounter(settings, options),
+        LoopPlanning(planner, token),
+        LoopRestoring(LayerRestorer(registry), token),
+        settings.cache_dir,
+    )
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        server = start_service(snapshotter, options.address)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_recover, snapshotter)
+                talk(f"snapshotter listens on {options.address}")
+                async for _ in signals:
+                    break
+                with trio.CancelScope(shield=True):
+                    stopped = server.stop(STOP_GRACE_S)
+                    await trio.to_thread.run_sync(stopped.wait)
+                nursery.cancel_scope.cancel()
+        finally:
+            snapshotter.close()
+
+
+async def _recover(snapshotter: Snapshotter) -> None:
+    """In a thread that is left alone when the process is to end: what it does, the next start does again."""
+    try:
+        await trio.to_thread.run_sync(snapshotter.recover, abandon_on_cancel=True)
+    except NydusError as error:
+        log.warning("what was left by the process before: %s", error)
+
+
+def _mounter(settings: Settings, options: SnapshotterOptions) -> AgentMounter:
+    mount_options = MountOptions(
+        cache_dir=settings.cache_dir,
+        driver=options.driver,
+        plain_http=True if settings.plain_http else None,
+        ca_file=settings.ca_file,
+        insecure_skip_verify=settings.insecure_skip_verify,
+        environment={name: os.environ[name] for name in CREDENTIAL_VARIABLES if name in os.environ},
+    )
+    if options.agent_socket is not None:
+        return AgentMounter(options.agent_socket, mount_options)
+    return AgentMounter(settings.run_dir / SOCKET_NAME, mount_options, lambda: ensure_agent(settings))

@@ -4,7 +4,6 @@ The snapshotter beside it is the product as a user starts it.
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -261,6 +260,13 @@ class ContainerdHost:
         """Names in the directory of the snapshots."""
         return sorted(path.name for path in (self.root / "snapshots").iterdir())
 
+    def image_of(self, name: str) -> str:
+        """The chain ID of an image that was pulled."""
+        config = self.cri.pull(name)  # the ID of an image is the digest of its config
+        label = f"containerd.io/gc.ref.snapshot.{self.snapshotter}="
+        (line,) = [line for line in self.ctr("content", "ls").splitlines() if line.startswith(config)]
+        return line.partition(label)[2].partition(",")[0].split()[0]
+
     def ctr(self, *arguments: str, namespace: str = "k8s.io") -> str:
         """Standard output of containerd's own client."""
         command = ["ctr", "-a", str(self.directory / "c.sock"), "-n", namespace, *arguments]
@@ -314,6 +320,53 @@ class ContainerdHost:
                 unmount_anyway(Path(path))
 
 
+@dataclass(frozen=True, slots=True)
+class MountOption:
+    """A bind mount, or an option of an overlay that names directories."""
+
+    name: str
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ctr:
+    """Snapshots by containerd's own client."""
+
+    host: ContainerdHost
+    snapshotter: str
+    namespace: str = "ctr"
+
+    @property
+    def option(self) -> tuple[str, str]:
+        """What chooses the snapshotter."""
+        return ("--snapshotter", self.snapshotter)
+
+    def run(self, *arguments: str) -> str:
+        """What `ctr snapshots` prints."""
+        return self.host.ctr("snapshots", *self.option, *arguments, namespace=self.namespace)
+
+    def top(self) -> str:
+        """The committed snapshot on which no other one stands."""
+        rows = [line.split() for line in self.run("ls").splitlines()[1:]]
+        parents = {row[1] for row in rows if len(row) == 3}
+        (top,) = [row[0] for row in rows if row[0] not in parents and row[-1] == "Committed"]
+        return top
+
+    def mounts(self, action: str, key: str, parent: str) -> list[MountOption]:
+        """What a new snapshot is mounted of."""
+        self.run(action, key, parent)
+        (line,) = self.run("mounts", "/nowhere", key).splitlines()
+        words = line.split()
+        kind, source, options = words[words.index("-t") + 1], words[3], words[-1].split(",")
+        if kind == "bind":
+            return [MountOption("bind", (Path(source),))]
+        found = [option.partition("=") for option in options]
+        return [
+            MountOption(name, tuple(map(Path, value.split(":"))) if value.startswith("/") else ())
+            for name, _, value in found
+        ]
+
+
 def _descendants(pid: int) -> list[int]:
     """A process and all below it, those last that are nearest to it."""
     found = []
@@ -350,8 +403,3 @@ def wait_until(what: str, is_true: Any, timeout_s: float = UP_WITHIN_S) -> None:
     while not is_true():
         assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
         time.sleep(RETRY_S)
-
-
-def as_json(text: str) -> Any:
-    """A document of `ctr`."""
-    return json.loads(text)

@@ -1,0 +1,127 @@
+"""Container images that run: busybox and what a test adds, in a registry, ordinary and converted."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+from tests.integration.cli_machine import Machine
+from tests.oci_images import Layer, Layout
+
+APPLETS = ("sh", "sleep", "cat", "ls", "stat", "find", "sha256sum", "touch", "dd", "id", "head", "wc")
+CONFIG = {"Cmd": ["/bin/sleep", "1000000"], "Env": ["PATH=/bin"]}
+
+
+def busybox() -> bytes:
+    """The static program of Debian's busybox-static."""
+    path = shutil.which("busybox")
+    assert path is not None
+    return Path(path).read_bytes()
+
+
+def base_layer() -> Layer:
+    """A shell and its friends."""
+    layer = Layer().directory("bin").add("bin/busybox", busybox(), mode=0o755)
+    for name in APPLETS:
+        layer.symlink(f"bin/{name}", "busybox")
+    return layer.directory("tmp", mode=0o1777).directory("etc").add("etc/below", b"of the base\n")
+
+
+def upper_layer() -> Layer:
+    """Files, and marks that hide some of the base."""
+    layer = Layer().directory("etc").add("etc/hello", b"hello\n", uid=1000, gid=70000, mode=0o640)
+    layer.add("etc/large", bytes(range(256)) * 8192).hardlink("etc/also", "etc/hello")
+    layer.directory("srv").symlink("srv/link", "/etc/hello").whiteout("etc/below")
+    return layer
+
+
+@dataclass(frozen=True, slots=True)
+class PodImages:
+    """A place for images: a repository of a registry."""
+
+    host: str
+    machine: Machine
+
+    def name(self, repository: str, tag: str = "v1") -> str:
+        """The full name of an image."""
+        return f"{self.host}/{repository}:{tag}"
+
+    def push(self, repository: str, layers: Sequence[Layer | bytes], tag: str = "v1") -> str:
+        """An ordinary image; its name."""
+        layout = Layout(self.machine.directory / f"layout-{repository.replace('/', '-')}-{tag}")
+        made = layout.image(list(layers), config=CONFIG)
+        manifest = json.loads(made.data)
+        for part in (manifest["config"], *manifest["layers"]):
+            self._put_blob(repository, part["digest"], layout.read(part["digest"]))
+        self.put_manifest(repository, tag, made.media_type, made.data)
+        return self.name(repository, tag)
+
+    def put_manifest(self, repository: str, tag: str, media_type: str, data: bytes) -> None:
+        """Stores a manifest or an index."""
+        self._put(f"http://{self.host}/v2/{repository}/manifests/{tag}", data, media_type)
+
+    def get_manifest(self, repository: str, tag: str) -> dict[str, Any]:
+        """A manifest or an index."""
+        kinds = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
+        request = Request(f"http://{self.host}/v2/{repository}/manifests/{tag}", headers={"Accept": kinds})
+        with urlopen(request) as answer:
+            found = json.loads(answer.read())
+        assert isinstance(found, dict)
+        return found
+
+    def _put_blob(self, repository: str, digest: str, data: bytes) -> None:
+        begin = Request(f"http://{self.host}/v2/{repository}/blobs/uploads/", data=b"", method="POST")
+        with urlopen(begin) as answer:
+            place = answer.headers["Location"]
+        self._put(f"{place}&digest={digest}", data, "application/octet-stream")
+
+    def _put(self, url: str, data: bytes, media_type: str) -> None:
+        request = Request(url, data=data, method="PUT", headers={"Content-Type": media_type})
+        with urlopen(request) as answer:
+            assert answer.status == 201
+
+    def convert(self, source: str, tag: str, *options: str) -> str:
+        """Converts an image, beside it under another tag; the name."""
+        target = f"{source.rpartition(':')[0]}:{tag}"
+        self.machine.nydus("convert", *options, source, target)
+        return target
+
+
+@dataclass(frozen=True, slots=True)
+class PodImageSet:
+    """The same files in every form. `index` and `referrer` are names of ordinary images with a Nydus variant;
+    `sharing` has the layers of `index`, another one on top, and no variant.
+    """
+
+    place: PodImages
+    plain: str
+    nydus: str
+    no_copy: str
+    index: str
+    referrer: str
+    sharing: str
+
+
+def make_pod_images(host: str, directory: Path) -> PodImageSet:
+    """Pushes all of them to a registry."""
+    directory.mkdir(exist_ok=True)
+    place = PodImages(host, Machine(directory))
+    layers = [base_layer, upper_layer]
+    plain = place.push("pods/plain", [make() for make in layers])
+    index = place.push("pods/index", [*(make() for make in layers), Layer().directory("srv/index")])
+    place.machine.nydus("convert", "--both", index, index)
+    referrer = place.push("pods/referrer", [*(make() for make in layers), Layer().directory("srv/referrer")])
+    place.convert(referrer, "nydus", "--with-referrer")
+    sharing = place.push("pods/sharing", [*(make() for make in layers), Layer().directory("srv/sharing")])
+    return PodImageSet(
+        place,
+        plain,
+        place.convert(plain, "nydus"),
+        place.convert(plain, "no-copy", "--no-copy"),
+        index,
+        referrer,
+        sharing,
+    )

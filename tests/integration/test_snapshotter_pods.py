@@ -1,0 +1,143 @@
+"""Pods by the real containerd and runc: what is fetched, what the containers see, what is left."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.containerd_host import (
+    PROXY_NAME,
+    ContainerdHost,
+    CriError,
+    Ctr,
+    Pod,
+    containerd_host,
+    trust_registry,
+    wait_until,
+)
+from tests.integration.pod_images import PodImageSet, make_pod_images
+from tests.integration.registry_server import RegistryServer
+from tests.tree_compare import describe_tree
+
+pytestmark = [pytest.mark.needs_containerd, pytest.mark.needs_registry, pytest.mark.needs_fuse]
+
+LARGE_SHA256 = hashlib.sha256(bytes(range(256)) * 8192).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def images(anonymous_registry: RegistryServer, tmp_path_factory: pytest.TempPathFactory) -> PodImageSet:
+    return make_pod_images(anonymous_registry.host, tmp_path_factory.mktemp("pod-images"))
+
+
+@pytest.fixture(scope="module")
+def host(images: PodImageSet) -> Iterator[ContainerdHost]:
+    with containerd_host(images.nydus) as host:
+        trust_registry(host, images.place.host)
+        yield host
+
+
+@pytest.fixture(scope="module")
+def pod(host: ContainerdHost, images: PodImageSet) -> Iterator[Pod]:
+    host.cri.pull(images.nydus)
+    pod = host.cri.run_pod()
+    yield pod
+    pod.remove()
+
+
+def fetched_by_pull(host: ContainerdHost, image: str) -> set[str]:
+    """Digests of what a pull brings into containerd's content store."""
+    before = host.content()
+    host.cri.pull(image)
+    return host.content() - before
+
+
+def see(pod: Pod, image: str) -> None:
+    """A container of the image has the files of the image, and takes new ones."""
+    container = pod.start(image, "/bin/sleep", "1000")
+    script = "cat /etc/hello /srv/link; sha256sum /etc/large; ls /etc/below; touch /etc/new && ls /etc/new"
+    lines = pod.run(container, "/bin/sh", "-c", script).splitlines()
+    assert lines == ["hello", "hello", f"{LARGE_SHA256}  /etc/large", "/etc/new"]
+    status = pod.run(container, "/bin/stat", "-c", "%u %g %a %h", "/etc/hello")
+    assert status == "1000 70000 640 2\n"
+
+
+@pytest.mark.parametrize("form", ["nydus", "no_copy", "index", "referrer"])
+def test_a_pod_starts_without_its_layers(
+    host: ContainerdHost, pod: Pod, images: PodImageSet, form: str
+) -> None:
+    image = getattr(images, form)
+    fetched = fetched_by_pull(host, image)
+    documents = [json.loads(host.ctr("content", "get", digest)) for digest in fetched]
+    assert all("layers" in one or "rootfs" in one or "manifests" in one for one in documents)
+    see(pod, image)
+
+
+def test_a_layer_that_was_left_out_is_fetched_for_an_image_that_has_no_variant(
+    host: ContainerdHost, pod: Pod, images: PodImageSet
+) -> None:
+    host.cri.pull(images.index)
+    host.cri.pull(images.sharing)
+    see(pod, images.sharing)
+    see(pod, images.index)
+    assert "is fetched whole" in host.log()
+
+
+def test_ordinary_images_are_unpacked_as_overlayfs_has_them(
+    host: ContainerdHost, images: PodImageSet
+) -> None:
+    found = {}
+    for snapshotter in (PROXY_NAME, "overlayfs"):
+        ctr = Ctr(host, snapshotter)
+        host.ctr("images", "pull", "--plain-http", *ctr.option, images.plain, namespace=ctr.namespace)
+        top = ctr.top()
+        found[snapshotter] = (ctr.mounts("prepare", "active", top), ctr.mounts("view", "view", top))
+    ours, theirs = found[PROXY_NAME], found["overlayfs"]
+    for own, other in zip(ours, theirs, strict=True):
+        assert [option.name for option in own] == [option.name for option in other]
+        for mine, its in zip(own, other, strict=True):
+            for path, its_path in zip(mine.paths, its.paths, strict=True):
+                # Without times: what was unpacked twice has two of them where its layer says none.
+                trees = [describe_tree(directory, with_times=False) for directory in (path, its_path)]
+                assert trees[0] == trees[1], mine.name
+
+
+def test_an_active_snapshot_over_an_image_is_committed(host: ContainerdHost, images: PodImageSet) -> None:
+    host.cri.pull(images.nydus)
+    ctr = Ctr(host, PROXY_NAME, "k8s.io")
+    image = host.image_of(images.nydus)
+    before = ctr.mounts("prepare", "work", image)
+    upper = next(option.paths[0] for option in before if option.name == "upperdir")
+    (upper / "added").write_bytes(b"x" * 5000)
+    ctr.run("commit", "made-of-it", "work")
+    container = ctr.mounts("prepare", "next", "made-of-it")
+    (lower,) = [option.paths for option in container if option.name == "lowerdir"]
+    assert (lower[0] / "added").stat().st_size == 5000
+    assert (lower[1] / "etc/hello").read_bytes() == b"hello\n"
+    (view,) = ctr.mounts("view", "look", image)
+    assert (view.name, view.paths) == ("bind", (lower[1],))
+    for key in ("next", "look", "made-of-it"):
+        ctr.run("rm", key)
+
+
+def test_images_that_are_removed_leave_nothing(images: PodImageSet) -> None:
+    with containerd_host(images.nydus) as host:
+        trust_registry(host, images.place.host)
+        names = [images.nydus, images.no_copy, images.index, images.referrer, images.sharing, images.plain]
+        for name in names:
+            host.cri.pull(name)
+        assert len(host.image_mounts()) == 4
+        for name in names:
+            host.cri.remove_image(name)
+        wait_until("nothing is left", lambda: not host.snapshot_directories())
+        assert host.image_mounts() == []
+        wait_until("the agent has ended with its last mount", lambda: not host.agent_processes())
+
+
+def test_an_image_that_only_a_mount_makes_sense_of_is_refused_without_its_name(images: PodImageSet) -> None:
+    with containerd_host(images.nydus, has_annotations=False) as host:
+        trust_registry(host, images.place.host)
+        with pytest.raises(CriError, match="disable_snapshot_annotations = false"):
+            host.cri.pull(images.nydus)
+        host.cri.pull(images.index)
+        assert host.image_mounts() == []

@@ -1,8 +1,10 @@
 """Has the agent of this host mount images for the snapshotter."""
 
 import os
+import select
+import socket
+import struct
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +22,14 @@ from fuse.agent.request import (
     UnmountRequest,
 )
 from fuse.mountpoint import AlreadyMounted, NothingMounted
-from fuse.supervisor.listener import is_served
+from fuse.supervisor.listener import short_address
 
 STATUS_TIMEOUT_S = 10.0
-LOOK_EVERY_S = 0.5
-"""So long an agent that has answered is taken to be there, before it is looked for again."""
 TRIES = 5
 """The agent may be about to end with its last mount, or be replaced, just when it is asked."""
+
+_PEER = struct.Struct("=3i")
+"""struct ucred: process, user, group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,47 @@ class MountOptions:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class _Listener:
+    """Who listens: a descriptor of the process, -1 when another one has its socket now."""
+
+    name: tuple[int, ...]
+    process: int
+
+    def is_alive(self, path: Path) -> bool:
+        if self.process < 0 or select.select([self.process], [], [], 0)[0]:
+            return False
+        try:
+            return self.name[1:] == _file_identity(path)
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        if self.process >= 0:
+            os.close(self.process)
+
+
+def _find_listener(path: Path) -> _Listener | None:
+    try:
+        with socket.socket(socket.AF_UNIX) as probe, short_address(path) as address:
+            probe.connect(address)
+            # Of the process that called listen(2): the supervisor (unix(7), SO_PEERCRED).
+            peer = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        (pid, _, _) = _PEER.unpack(peer)
+        name = (pid, *_file_identity(path))
+    except OSError:
+        return None
+    try:
+        return _Listener(name, os.pidfd_open(pid))
+    except OSError:
+        return _Listener(name, -1)
+
+
+def _file_identity(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return (status.st_dev, status.st_ino, status.st_ctime_ns)
+
+
 class _Mounted(msgspec.Struct, frozen=True):
     mountpoint: str
     state: str = ""
@@ -55,33 +99,27 @@ class AgentMounter:
     """An `ImageMounter`. May be used from any thread."""
 
     def __init__(
-        self, socket: Path, options: MountOptions, start_agent: Callable[[], object] | None = None
+        self, address: Path, options: MountOptions, start_agent: Callable[[], object] | None = None
     ) -> None:
         """`start_agent` makes sure that one runs, where this process may start one."""
-        self._socket = socket
+        self._socket = address
         self._options = options
         self._start_agent = start_agent
         self._lock = threading.Lock()
-        self._looked_at = 0.0
-        self._identity: object | None = None
+        self._seen: _Listener | None = None
 
     def identity(self) -> object | None:
-        """The supervisor's listening socket: it lives as long as any of those that hold the mounts do."""
-        with self._lock:
-            now = time.monotonic()
-            if self._identity is None or now - self._looked_at > LOOK_EVERY_S:
-                self._identity = self._look()
-                self._looked_at = now
-            return self._identity
+        """The supervisor and its listening socket: with them go the mounts that are not complete.
 
-    def _look(self) -> object | None:
-        try:
-            if not is_served(self._socket):
-                return None
-            status = self._socket.stat()
-        except OSError:
-            return None
-        return (status.st_dev, status.st_ino, status.st_ctime_ns)
+        Looked for every time, in microseconds: the kernel reads holes as zeros once nobody watches a mount of
+        EROFS, so an agent that was there a moment ago is not good enough.
+        """
+        with self._lock:
+            if self._seen is None or not self._seen.is_alive(self._socket):
+                if self._seen is not None:
+                    self._seen.close()
+                self._seen = _find_listener(self._socket)
+            return self._seen.name if self._seen else None
 
     def mount(self, reference: str, directory: Path) -> None:
         """See `ImageMounter`. A request whose agent dies has no effect, so it is made again."""

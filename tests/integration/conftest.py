@@ -8,6 +8,7 @@ import pytest
 import trustme
 
 from tests.integration.cli_machine import unmount_anyway
+from tests.integration.pod_images import PodImageSet, make_pod_images
 from tests.integration.registry_server import RegistryServer, TokenIssuer, registry_server, token_issuer
 
 
@@ -53,6 +54,12 @@ def tls_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryS
     _need_registry()
     with registry_server(tmp_path_factory.mktemp("tls-registry"), authority=trustme.CA()) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def pod_images(anonymous_registry: RegistryServer, tmp_path_factory: pytest.TempPathFactory) -> PodImageSet:
+    """Container images in every form, in `anonymous_registry`."""
+    return make_pod_images(anonymous_registry.host, tmp_path_factory.mktemp("pod-images"))
 
 
 @pytest.fixture

@@ -289,8 +289,7 @@ class ContainerdHost:
                     process.wait(10)
                 process.kill()
                 process.wait()
-        self._end_shims()
-        self._unmount_below()
+        self.end_containers()
         kill_all(self.machine.directory / "run")
 
     def _pods(self) -> list[Pod]:
@@ -301,8 +300,13 @@ class ContainerdHost:
             return [Pod(self._cri, None, name) for name in names]
         return []
 
+    def end_containers(self) -> None:
+        """Kills what runs in containers, and takes all mounts away, those of images too."""
+        self._end_shims()
+        self._unmount_below()
+
     def _end_shims(self) -> None:
-        """Processes of containers that are left, by the sockets of containerd on their command lines."""
+        """Shims are known by the socket of containerd on their command lines."""
         wanted = os.fsencode(self.directory / "c.sock")
         for entry in Path("/proc").iterdir():
             if entry.name.isdecimal() and int(entry.name) != os.getpid():

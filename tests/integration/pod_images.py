@@ -104,18 +104,26 @@ class PodImageSet:
     referrer: str
     sharing: str
 
+    def names(self) -> list[str]:
+        """Of all of them."""
+        return [self.nydus, self.no_copy, self.index, self.referrer, self.sharing, self.plain]
 
-def make_pod_images(host: str, directory: Path) -> PodImageSet:
-    """Pushes all of them to a registry."""
+
+def make_pod_images(host: str, directory: Path, mark: str = "mark") -> PodImageSet:
+    """Pushes all of them to a registry. With another `mark` they are other images."""
     directory.mkdir(exist_ok=True)
     place = PodImages(host, Machine(directory))
-    layers = [base_layer, upper_layer]
-    plain = place.push("pods/plain", [make() for make in layers])
-    index = place.push("pods/index", [*(make() for make in layers), Layer().directory("srv/index")])
+
+    def layers(*names: str) -> list[Layer]:
+        own = [Layer().directory(f"srv/{name}") for name in names]
+        return [base_layer(), upper_layer().directory(f"srv/{mark}"), *own]
+
+    plain = place.push("pods/plain", layers())
+    index = place.push("pods/index", layers("index"))
     place.machine.nydus("convert", "--both", index, index)
-    referrer = place.push("pods/referrer", [*(make() for make in layers), Layer().directory("srv/referrer")])
+    referrer = place.push("pods/referrer", layers("referrer"))
     place.convert(referrer, "nydus", "--with-referrer")
-    sharing = place.push("pods/sharing", [*(make() for make in layers), Layer().directory("srv/sharing")])
+    sharing = place.push("pods/sharing", layers("sharing"))
     return PodImageSet(
         place,
         plain,

@@ -16,8 +16,7 @@ from tests.integration.containerd_host import (
     trust_registry,
     wait_until,
 )
-from tests.integration.pod_images import PodImageSet, make_pod_images
-from tests.integration.registry_server import RegistryServer
+from tests.integration.pod_images import PodImageSet
 from tests.tree_compare import describe_tree
 
 pytestmark = [pytest.mark.needs_containerd, pytest.mark.needs_registry, pytest.mark.needs_fuse]
@@ -26,20 +25,15 @@ LARGE_SHA256 = hashlib.sha256(bytes(range(256)) * 8192).hexdigest()
 
 
 @pytest.fixture(scope="module")
-def images(anonymous_registry: RegistryServer, tmp_path_factory: pytest.TempPathFactory) -> PodImageSet:
-    return make_pod_images(anonymous_registry.host, tmp_path_factory.mktemp("pod-images"))
-
-
-@pytest.fixture(scope="module")
-def host(images: PodImageSet) -> Iterator[ContainerdHost]:
-    with containerd_host(images.nydus) as host:
-        trust_registry(host, images.place.host)
+def host(pod_images: PodImageSet) -> Iterator[ContainerdHost]:
+    with containerd_host(pod_images.nydus) as host:
+        trust_registry(host, pod_images.place.host)
         yield host
 
 
 @pytest.fixture(scope="module")
-def pod(host: ContainerdHost, images: PodImageSet) -> Iterator[Pod]:
-    host.cri.pull(images.nydus)
+def pod(host: ContainerdHost, pod_images: PodImageSet) -> Iterator[Pod]:
+    host.cri.pull(pod_images.nydus)
     pod = host.cri.run_pod()
     yield pod
     pod.remove()
@@ -64,9 +58,9 @@ def see(pod: Pod, image: str) -> None:
 
 @pytest.mark.parametrize("form", ["nydus", "no_copy", "index", "referrer"])
 def test_a_pod_starts_without_its_layers(
-    host: ContainerdHost, pod: Pod, images: PodImageSet, form: str
+    host: ContainerdHost, pod: Pod, pod_images: PodImageSet, form: str
 ) -> None:
-    image = getattr(images, form)
+    image = getattr(pod_images, form)
     fetched = fetched_by_pull(host, image)
     documents = [json.loads(host.ctr("content", "get", digest)) for digest in fetched]
     assert all("layers" in one or "rootfs" in one or "manifests" in one for one in documents)
@@ -74,22 +68,22 @@ def test_a_pod_starts_without_its_layers(
 
 
 def test_a_layer_that_was_left_out_is_fetched_for_an_image_that_has_no_variant(
-    host: ContainerdHost, pod: Pod, images: PodImageSet
+    host: ContainerdHost, pod: Pod, pod_images: PodImageSet
 ) -> None:
-    host.cri.pull(images.index)
-    host.cri.pull(images.sharing)
-    see(pod, images.sharing)
-    see(pod, images.index)
+    host.cri.pull(pod_images.index)
+    host.cri.pull(pod_images.sharing)
+    see(pod, pod_images.sharing)
+    see(pod, pod_images.index)
     assert "is fetched whole" in host.log()
 
 
 def test_ordinary_images_are_unpacked_as_overlayfs_has_them(
-    host: ContainerdHost, images: PodImageSet
+    host: ContainerdHost, pod_images: PodImageSet
 ) -> None:
     found = {}
     for snapshotter in (PROXY_NAME, "overlayfs"):
         ctr = Ctr(host, snapshotter)
-        host.ctr("images", "pull", "--plain-http", *ctr.option, images.plain, namespace=ctr.namespace)
+        host.ctr("images", "pull", "--plain-http", *ctr.option, pod_images.plain, namespace=ctr.namespace)
         top = ctr.top()
         found[snapshotter] = (ctr.mounts("prepare", "active", top), ctr.mounts("view", "view", top))
     ours, theirs = found[PROXY_NAME], found["overlayfs"]
@@ -102,10 +96,10 @@ def test_ordinary_images_are_unpacked_as_overlayfs_has_them(
                 assert trees[0] == trees[1], mine.name
 
 
-def test_an_active_snapshot_over_an_image_is_committed(host: ContainerdHost, images: PodImageSet) -> None:
-    host.cri.pull(images.nydus)
+def test_an_active_snapshot_over_an_image_is_committed(host: ContainerdHost, pod_images: PodImageSet) -> None:
+    host.cri.pull(pod_images.nydus)
     ctr = Ctr(host, PROXY_NAME, "k8s.io")
-    image = host.image_of(images.nydus)
+    image = host.image_of(pod_images.nydus)
     before = ctr.mounts("prepare", "work", image)
     upper = next(option.paths[0] for option in before if option.name == "upperdir")
     (upper / "added").write_bytes(b"x" * 5000)
@@ -120,10 +114,17 @@ def test_an_active_snapshot_over_an_image_is_committed(host: ContainerdHost, ima
         ctr.run("rm", key)
 
 
-def test_images_that_are_removed_leave_nothing(images: PodImageSet) -> None:
-    with containerd_host(images.nydus) as host:
-        trust_registry(host, images.place.host)
-        names = [images.nydus, images.no_copy, images.index, images.referrer, images.sharing, images.plain]
+def test_images_that_are_removed_leave_nothing(pod_images: PodImageSet) -> None:
+    with containerd_host(pod_images.nydus) as host:
+        trust_registry(host, pod_images.place.host)
+        names = [
+            pod_images.nydus,
+            pod_images.no_copy,
+            pod_images.index,
+            pod_images.referrer,
+            pod_images.sharing,
+            pod_images.plain,
+        ]
         for name in names:
             host.cri.pull(name)
         assert len(host.image_mounts()) == 4
@@ -134,10 +135,12 @@ def test_images_that_are_removed_leave_nothing(images: PodImageSet) -> None:
         wait_until("the agent has ended with its last mount", lambda: not host.agent_processes())
 
 
-def test_an_image_that_only_a_mount_makes_sense_of_is_refused_without_its_name(images: PodImageSet) -> None:
-    with containerd_host(images.nydus, has_annotations=False) as host:
-        trust_registry(host, images.place.host)
+def test_what_can_only_be_mounted_is_refused_when_its_name_is_not_told(
+    pod_images: PodImageSet,
+) -> None:
+    with containerd_host(pod_images.nydus, has_annotations=False) as host:
+        trust_registry(host, pod_images.place.host)
         with pytest.raises(CriError, match="disable_snapshot_annotations = false"):
-            host.cri.pull(images.nydus)
-        host.cri.pull(images.index)
+            host.cri.pull(pod_images.nydus)
+        host.cri.pull(pod_images.index)
         assert host.image_mounts() == []

@@ -34,6 +34,7 @@ _PLACES = {
     "referrers": VariantPlaces.REFERRERS,
     "all": VariantPlaces.INDEX | VariantPlaces.REFERRERS,
 }
+CLEANUP_EVERY_S = 300.0
 STOP_GRACE_S = 5.0
 """For calls that are being answered when it is told to end."""
 
@@ -118,6 +119,7 @@ async def _serve(settings: Settings, options: SnapshotterOptions) -> None:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_recover, snapshotter)
+                nursery.start_soon(_clean_up_forever, snapshotter)
                 talk(f"snapshotter listens on {options.address}")
                 async for _ in signals:
                     break
@@ -135,6 +137,16 @@ async def _recover(snapshotter: Snapshotter) -> None:
         await trio.to_thread.run_sync(snapshotter.recover, abandon_on_cancel=True)
     except NydusError as error:
         log.warning("what was left by the process before: %s", error)
+
+
+async def _clean_up_forever(snapshotter: Snapshotter) -> None:
+    """containerd asks for it when it has removed something, and a pull that was given up removes nothing."""
+    while True:
+        await trio.sleep(CLEANUP_EVERY_S)
+        try:
+            await trio.to_thread.run_sync(snapshotter.cleanup, abandon_on_cancel=True)
+        except NydusError as error:
+            log.warning("cleaning up: %s", error)
 
 
 def _mounter(settings: Settings, options: SnapshotterOptions) -> AgentMounter:

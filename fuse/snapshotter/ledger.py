@@ -164,7 +164,9 @@ class Ledger:
         kept = {**labels, SNAPSHOT_REF: ref}
         encoded = msgspec.json.encode(source).decode() if source else None
         with self._change() as db:
-            taken = db.execute("SELECT 1 FROM snapshots WHERE name = ?", (ref,)).fetchone()
+            taken = db.execute(f"SELECT coalesce(p.name, '') {_FROM} WHERE s.name = ?", (ref,)).fetchone()
+            if taken and taken[0] == parent:
+                raise SnapshotExists(name=ref)
             if image_id is not None and not _has_image(db, image_id):
                 raise SnapshotUnfit(name=ref, why="its image has just been removed")
             self._insert(

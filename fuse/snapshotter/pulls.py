@@ -57,10 +57,14 @@ class _Pull:
 class Pulls:
     """See above."""
 
-    def __init__(self, planning: Planning, mount: Callable[[str], int]) -> None:
-        """`mount` mounts the image of that exact name, and gives its number. It raises `NydusError`."""
+    def __init__(self, planning: Planning, mount: Callable[[str], int], drop: Callable[[int], None]) -> None:
+        """`mount` mounts the image of that exact name, and gives its number. It raises `NydusError`.
+
+        `drop` takes it back, unless it is needed.
+        """
         self._planning = planning
         self._mount = mount
+        self._drop = drop
         self._pulls: dict[tuple[PulledImage, bool], _Pull] = {}
         self._lock = threading.Lock()
 
@@ -98,10 +102,7 @@ class Pulls:
         is_top = layer is plan.layers[-1]
         if not pull.failure:
             try:
-                number = self._mount(plan.image)
-                if plan.is_nydus and not pull.is_verified:
-                    self._planning.verify_bootstrap(pulled, plan)
-                    pull.is_verified = True
+                number = self._provide(pull, plan, pulled)
                 return LazyLayer(layer, number if is_top else None, is_top)
             except NydusError as error:
                 self._note_failure(pull, pulled, str(error))
@@ -109,6 +110,18 @@ class Pulls:
             # The layers of an image made with --no-copy are ordinary ones, but for the config's word on them.
             return LazyLayer(layer, None, is_top)
         return self._refused(pull, labels, pulled)
+
+    def _provide(self, pull: _Pull, plan: PullPlan, pulled: PulledImage) -> int:
+        """Mounts the image; with the first layer, so that it is known to work before any is promised."""
+        number = self._mount(plan.image)
+        if plan.is_nydus and not pull.is_verified:
+            try:
+                self._planning.verify_bootstrap(pulled, plan)
+            except NydusError:
+                self._drop(number)
+                raise
+            pull.is_verified = True
+        return number
 
     def _find_plan(self, pull: _Pull, pulled: PulledImage, is_nydus: bool) -> None:
         if pull.plan is not None or pull.failure:

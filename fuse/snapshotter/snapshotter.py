@@ -64,7 +64,7 @@ class Snapshotter:
         self._ledger = Ledger(root / "snapshots.db")
         self._overlay = OverlayOptions.of_this_host() if overlay is None else overlay
         self._images = ImageMounts(self._ledger, self._directories, mounter)
-        self._pulls = Pulls(planning, self._mount_image)
+        self._pulls = Pulls(planning, self._mount_image, self._images.drop)
         self._restoring = restoring
         self._cache = CacheUsage(cache_dir)
         self._lock = threading.Lock()

@@ -44,8 +44,8 @@ class LayerNotUnpacked(NydusError):
 def unpack_layer(packed: BinaryIO, layer: str, target: Path, lower: Sequence[Path], diff_id: str) -> None:
     """Unpacks the layer in `packed` (plain, gzip or zstd) into the empty directory `target`.
 
-    `lower` are the directories below it, the topmost first; `diff_id` is the digest that the tar must have,
-    "" for any. Raises `LayerNotUnpacked` and `OSError`.
+    `lower` are the directories below it, the topmost first; `diff_id` is the digest that the tar must have.
+    Raises `LayerNotUnpacked` and `OSError`.
     """
     digest = hashlib.sha256()
     with contextlib.ExitStack() as stack:
@@ -58,7 +58,7 @@ def unpack_layer(packed: BinaryIO, layer: str, target: Path, lower: Sequence[Pat
         except (*_BROKEN, tarfile.TarError, EOFError, ValueError, zstandard.ZstdError) as error:
             raise LayerNotUnpacked(layer=layer, why=str(error) or type(error).__name__) from error
     found = f"sha256:{digest.hexdigest()}"
-    if diff_id and found != diff_id:
+    if found != diff_id:
         raise LayerNotUnpacked(layer=layer, why=f"it unpacks to {found}, and its image says {diff_id}")
 
 
@@ -119,13 +119,13 @@ class _LayerWriter:
         if parts[-1].startswith(WHITEOUT_PREFIX):
             hidden = os.path.join(parent, _plain_name(parts[-1][len(WHITEOUT_PREFIX) :]))
             _remove(hidden)
-            os.mknod(hidden, stat.S_IFCHR | 0o600, os.makedev(0, 0))
+            os.mknod(hidden, stat.S_IFCHR, os.makedev(0, 0))
+            os.chown(hidden, member.uid, member.gid)
             return
         if not (member.isdir() and os.path.isdir(path) and not os.path.islink(path)):
             _remove(path)
             self._make(archive, member, path)
-        if not member.islnk():
-            self._describe(path, member)
+        self._describe(path, member)  # of a hard link too: the last word is that of the last name
 
     def _make(self, archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
         if member.isdir():
@@ -155,7 +155,7 @@ class _LayerWriter:
             if key.startswith(_XATTR_HEADER):
                 content = value.encode("utf-8", "surrogateescape")
                 _set_xattr(path, key.removeprefix(_XATTR_HEADER), content)
-        if not member.issym():
+        if not os.path.islink(path):
             os.chmod(path, member.mode & 0o7777)
         time_ns = _time_ns(member)
         if member.isdir():

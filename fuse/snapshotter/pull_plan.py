@@ -15,7 +15,6 @@ import trio
 from backend.bootstrap_layer import LAYER_SIZE_MAX_BYTES
 from backend.inflate import GzipBroken, GzipInflater
 from backend.manifest import (
-    NYDUS_BLOB,
     ImageIndex,
     ImageManifest,
     ManifestBroken,
@@ -26,7 +25,7 @@ from backend.manifest import (
 from backend.metadata import bootstrap_diff_id
 from backend.pieces import pump
 from backend.registry import RegistryClient, RegistryOptions
-from backend.source_image import CONFIG_SIZE_MAX_BYTES, TAR_TYPES
+from backend.source_image import CONFIG_SIZE_MAX_BYTES
 from fuse.snapshotter.layer_labels import PulledImage
 from fuse.snapshotter.records import SourceLayer
 from fuse.snapshotter.variants import VariantPlaces, find_variant
@@ -54,11 +53,6 @@ class PullPlan:
     image: str
     is_nydus: bool
     bootstrap_diff_id: str = ""
-
-    @property
-    def can_restore(self) -> bool:
-        """Whether every layer with files in it is one that can be unpacked."""
-        return any(layer.source for layer in self.layers) and not any(layer.blob_id for layer in self.layers)
 
 
 class LayersMismatch(NydusError):
@@ -143,19 +137,13 @@ def _nydus_layers(manifest: ImageManifest, diff_ids: tuple[str, ...], where: str
     layers = nydus_layers(manifest, where)
     if manifest.layers[-1] != layers.bootstrap:
         raise LayersMismatch(where=where, why="its bootstrap layer is not the last one")
-    tables = {table.digest for table in layers.tables}
     found = []
     for layer, diff_id, chain_id in zip(manifest.layers, diff_ids, chain_ids(diff_ids), strict=True):
-        blob_id, source = "", None
-        if layer != layers.bootstrap:
-            if diff_id != layer.digest:
-                why = f"its config says that layer {layer.digest} unpacks to {diff_id}"
-                raise LayersMismatch(where=where, why=why)
-            if layer.media_type in TAR_TYPES:
-                source = SourceLayer(where, layer.digest, layer.size_bytes, "")
-            elif layer.media_type == NYDUS_BLOB and layer.digest not in tables:
-                blob_id = layer.hex
-        found.append(PlannedLayer(chain_id, layer.digest, blob_id, source))
+        is_bootstrap = layer == layers.bootstrap
+        if not is_bootstrap and diff_id != layer.digest:
+            why = f"its config says that layer {layer.digest} unpacks to {diff_id}"
+            raise LayersMismatch(where=where, why=why)
+        found.append(PlannedLayer(chain_id, layer.digest, "" if is_bootstrap else layer.hex))
     return tuple(found)
 
 

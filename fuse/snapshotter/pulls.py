@@ -19,8 +19,10 @@ from rafs.errors import NydusError
 log = logging.getLogger(__name__)
 
 PLAN_KEPT_S = 600.0
-FAILURE_KEPT_S = 20.0
-"""The layers of one pull get the same answer; the next pull tries again."""
+FAILURE_KEPT_S = 60.0
+"""The layers of an ordinary image get the same answer, while those before them are being downloaded."""
+NYDUS_FAILURE_KEPT_S = 2.0
+"""Those of a Nydus image come at once, or not at all; the next pull tries again."""
 PLANS_MAX = 256
 
 
@@ -42,7 +44,6 @@ class LazyLayer:
 
     layer: PlannedLayer
     image_id: int | None
-    is_top: bool
 
 
 @dataclass(slots=True)
@@ -50,6 +51,7 @@ class _Pull:
     lock: threading.Lock = field(default_factory=threading.Lock)
     plan: PullPlan | None = None
     failure: str = ""
+    told: str = ""
     is_verified: bool = False
     until: float = 0.0
 
@@ -99,16 +101,12 @@ class Pulls:
     def _lazy(
         self, pull: _Pull, plan: PullPlan, layer: PlannedLayer, labels: LayerLabels, pulled: PulledImage
     ) -> LazyLayer | None:
-        is_top = layer is plan.layers[-1]
         if not pull.failure:
             try:
                 number = self._provide(pull, plan, pulled)
-                return LazyLayer(layer, number if is_top else None, is_top)
+                return LazyLayer(layer, number if layer is plan.layers[-1] else None)
             except NydusError as error:
-                self._note_failure(pull, pulled, str(error))
-        if plan.can_restore and plan.is_nydus:
-            # The layers of an image made with --no-copy are ordinary ones, but for the config's word on them.
-            return LazyLayer(layer, None, is_top)
+                self._note_failure(pull, pulled, str(error), is_nydus=plan.is_nydus)
         return self._refused(pull, labels, pulled)
 
     def _provide(self, pull: _Pull, plan: PullPlan, pulled: PulledImage) -> int:
@@ -130,15 +128,17 @@ class Pulls:
         try:
             pull.plan = self._planning.plan(pulled, is_nydus)
         except NydusError as error:
-            self._note_failure(pull, pulled, str(error))
+            self._note_failure(pull, pulled, str(error), is_nydus=is_nydus)
             return
         if not pull.plan.image:
             log.info("%s: no Nydus image, unpacked as ever", pulled.name)
 
-    def _note_failure(self, pull: _Pull, pulled: PulledImage, why: str) -> None:
+    def _note_failure(self, pull: _Pull, pulled: PulledImage, why: str, *, is_nydus: bool) -> None:
         pull.failure = why
-        pull.until = time.monotonic() + FAILURE_KEPT_S
-        log.warning("%s: not mounted lazily: %s", pulled.name, why)
+        pull.until = time.monotonic() + (NYDUS_FAILURE_KEPT_S if is_nydus else FAILURE_KEPT_S)
+        if pull.told != why:
+            log.warning("%s: not mounted lazily: %s", pulled.name, why)
+            pull.told = why
 
     def _refused(self, pull: _Pull, labels: LayerLabels, pulled: PulledImage) -> LazyLayer | None:
         """None, where containerd can unpack the layer. Raises `ImageUnavailable` otherwise."""

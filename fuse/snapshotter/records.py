@@ -15,10 +15,7 @@ class Kind(enum.IntEnum):
 
 
 class SourceLayer(msgspec.Struct, frozen=True):
-    """A layer that was not unpacked: where its bytes are, and the digest of what they unpack to.
-
-    `diff_id` is "" where the config of its image names the packed bytes there.
-    """
+    """A layer that was not unpacked: where its bytes are, and the digest of what they unpack to."""
 
     reference: str
     digest: str

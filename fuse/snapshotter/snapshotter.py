@@ -36,6 +36,7 @@ from rafs.errors import NydusError
 log = logging.getLogger(__name__)
 
 IDS_AT_ONCE = 64
+TRIES = 3
 
 
 class Restoring(Protocol):
@@ -106,10 +107,16 @@ class Snapshotter:
         if self._ledger.find_layer(ref, parent) is not None:
             raise SnapshotExists(name=ref)
         depth = len(self._ledger.chain(parent)) if parent else 0
-        lazy = self._pulls.decide(read_labels(labels), ref, depth)
-        if lazy is not None:
-            self._add_layer(lazy, ref, parent, labels)
+        for _ in range(TRIES):
+            lazy = self._pulls.decide(read_labels(labels), ref, depth)
+            if lazy is None:
+                return
+            try:
+                self._add_layer(lazy, ref, parent, labels)
+            except SnapshotUnfit:
+                continue  # the last snapshot of its image has just been removed, and the image with it
             raise SnapshotExists(name=ref)
+        raise ImageUnavailable(reference=ref, why="it is removed again and again while it is pulled")
 
     def _add_layer(self, lazy: LazyLayer, ref: str, parent: str, labels: Mapping[str, str]) -> None:
         with self._new_number() as number:
@@ -166,8 +173,7 @@ class Snapshotter:
         for snapshot in reversed(used):
             if snapshot.source is not None:
                 self._restore(snapshot, snapshot.source, lower)
-            if not snapshot.blob_id:
-                lower = [self._directories.files(snapshot.id), *lower]
+            lower = [self._directories.files(snapshot.id), *lower]
         return lower
 
     def _restore(self, snapshot: Snapshot, source: SourceLayer, lower: Sequence[Path]) -> None:

@@ -358,8 +358,8 @@ class Ctr:
 
     def mounts(self, action: str, key: str, parent: str) -> list[MountOption]:
         """What a new snapshot is mounted of."""
-        self.run(action, key, parent)
-        (line,) = self.run("mounts", "/nowhere", key).splitlines()
+        # In one call: containerd may collect a view of nobody at any moment.
+        (line,) = self.run(action, "-t", "/nowhere", key, parent).splitlines()
         words = line.split()
         kind, source, options = words[words.index("-t") + 1], words[3], words[-1].split(",")
         if kind == "bind":

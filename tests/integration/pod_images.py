@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,9 @@ def base_layer() -> Layer:
 def upper_layer() -> Layer:
     """Files, and marks that hide some of the base."""
     layer = Layer().directory("etc").add("etc/hello", b"hello\n", uid=1000, gid=70000, mode=0o640)
-    layer.add("etc/large", bytes(range(256)) * 8192).hardlink("etc/also", "etc/hello")
+    layer.add("etc/large", bytes(range(256)) * 8192)
+    # containerd takes owner and mode of a hard link from its own header.
+    layer.add("etc/also", kind=tarfile.LNKTYPE, link="etc/hello", uid=1000, gid=70000, mode=0o640)
     layer.directory("srv").symlink("srv/link", "/etc/hello").whiteout("etc/below")
     return layer
 
@@ -44,6 +47,7 @@ class PodImages:
 
     host: str
     machine: Machine
+    authorization: str = ""
 
     def name(self, repository: str, tag: str = "v1") -> str:
         """The full name of an image."""
@@ -67,21 +71,26 @@ class PodImages:
         """A manifest or an index."""
         kinds = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
         request = Request(f"http://{self.host}/v2/{repository}/manifests/{tag}", headers={"Accept": kinds})
-        with urlopen(request) as answer:
+        with self._open(request) as answer:
             found = json.loads(answer.read())
         assert isinstance(found, dict)
         return found
 
     def _put_blob(self, repository: str, digest: str, data: bytes) -> None:
         begin = Request(f"http://{self.host}/v2/{repository}/blobs/uploads/", data=b"", method="POST")
-        with urlopen(begin) as answer:
+        with self._open(begin) as answer:
             place = answer.headers["Location"]
         self._put(f"{place}&digest={digest}", data, "application/octet-stream")
 
     def _put(self, url: str, data: bytes, media_type: str) -> None:
         request = Request(url, data=data, method="PUT", headers={"Content-Type": media_type})
-        with urlopen(request) as answer:
+        with self._open(request) as answer:
             assert answer.status == 201
+
+    def _open(self, request: Request) -> Any:
+        if self.authorization:
+            request.add_header("Authorization", self.authorization)
+        return urlopen(request)
 
     def convert(self, source: str, tag: str, *options: str) -> str:
         """Converts an image, beside it under another tag; the name."""

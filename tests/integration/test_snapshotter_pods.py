@@ -3,9 +3,11 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.integration.cli_machine import Machine
 from tests.integration.containerd_host import (
     PROXY_NAME,
     ContainerdHost,
@@ -16,7 +18,8 @@ from tests.integration.containerd_host import (
     trust_registry,
     wait_until,
 )
-from tests.integration.pod_images import PodImageSet
+from tests.integration.pod_images import PodImages, PodImageSet, base_layer, upper_layer
+from tests.integration.registry_server import USER, RegistryServer
 from tests.tree_compare import describe_tree
 
 pytestmark = [pytest.mark.needs_containerd, pytest.mark.needs_registry, pytest.mark.needs_fuse]
@@ -75,6 +78,15 @@ def test_a_layer_that_was_left_out_is_fetched_for_an_image_that_has_no_variant(
     see(pod, pod_images.sharing)
     see(pod, pod_images.index)
     assert "is fetched whole" in host.log()
+    ours, theirs = Ctr(host, PROXY_NAME, "k8s.io"), Ctr(host, "overlayfs", "compared")
+    pull = ("images", "pull", "--plain-http", *theirs.option, pod_images.sharing)
+    host.ctr(*pull, namespace=theirs.namespace)
+    found = [
+        ctr.mounts("view", "compared", host.image_of(pod_images.sharing))[-1].paths for ctr in (ours, theirs)
+    ]
+    for own, other in zip(*found, strict=True):
+        # As containerd unpacks it; without times, for some members say none.
+        assert describe_tree(own, with_times=False) == describe_tree(other, with_times=False)
 
 
 def test_ordinary_images_are_unpacked_as_overlayfs_has_them(
@@ -110,7 +122,7 @@ def test_an_active_snapshot_over_an_image_is_committed(host: ContainerdHost, pod
     assert (lower[1] / "etc/hello").read_bytes() == b"hello\n"
     (view,) = ctr.mounts("view", "look", image)
     assert (view.name, view.paths) == ("bind", (lower[1],))
-    for key in ("next", "look", "made-of-it"):
+    for key in ("next", "made-of-it"):
         ctr.run("rm", key)
 
 
@@ -144,3 +156,57 @@ def test_what_can_only_be_mounted_is_refused_when_its_name_is_not_told(
             host.cri.pull(pod_images.nydus)
         host.cri.pull(pod_images.index)
         assert host.image_mounts() == []
+
+
+def test_without_an_agent_images_are_pulled_as_ever_and_the_log_says_why(
+    pod_images: PodImageSet, tmp_path: Path
+) -> None:
+    options = ("--agent-socket", str(tmp_path / "nobody.sock"))
+    with containerd_host(pod_images.plain, snapshotter_options=options) as host:
+        trust_registry(host, pod_images.place.host)
+        fetched = fetched_by_pull(host, pod_images.index)
+        assert len(fetched) > 4  # index, manifest, config and layers
+        pod = host.cri.run_pod()
+        see(pod, pod_images.index)
+        with pytest.raises(CriError, match=r"the agent does not answer.*can only be mounted"):
+            host.cri.pull(pod_images.nydus)
+        said = [line for line in host.log().splitlines() if "not mounted lazily" in line]
+        assert [line.split("lazily: ")[0].split()[-3] for line in said] == [
+            f"{name}:" for name in (pod_images.index, pod_images.nydus)
+        ]
+        assert host.image_mounts() == []
+
+
+def test_a_registry_that_wants_to_know_who_asks(
+    htpasswd_registry: RegistryServer, pod_images: PodImageSet, tmp_path: Path
+) -> None:
+    place = PodImages(htpasswd_registry.host, Machine(tmp_path), USER.basic())
+    plain = place.push("private/app", [base_layer(), upper_layer()])
+    auths = {"auths": {place.host: {"username": USER.username, "password": USER.password}}}
+    file = tmp_path / "auth.json"
+    file.write_text(json.dumps(auths))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REGISTRY_AUTH_FILE", str(file))
+        nydus = place.convert(plain, "nydus")
+        place.machine.nydus("convert", "--both", plain, plain)
+    hidden = tmp_path / "hidden.json"
+    environment = {"REGISTRY_AUTH_FILE": str(hidden)}
+    with containerd_host(pod_images.nydus, environment=environment) as host:
+        trust_registry(host, pod_images.place.host)
+        trust_registry(host, place.host)
+        host.cri.pull(plain, USER.username, USER.password)
+        assert "not authorized" in host.log()
+        with pytest.raises(CriError, match="not authorized"):
+            host.cri.pull(nydus, USER.username, USER.password)
+        assert host.image_mounts() == []
+        file.rename(hidden)
+        wait_until("it is tried again", lambda: _pulls(host, nydus))
+        see(host.cri.run_pod(), nydus)
+
+
+def _pulls(host: ContainerdHost, image: str) -> bool:
+    try:
+        host.cri.pull(image, USER.username, USER.password)
+    except CriError:
+        return False
+    return True

@@ -16,20 +16,26 @@ from tests.oci_images import MTIME, Layer
 pytestmark = pytest.mark.needs_root
 
 
+def digest_of(tar: bytes) -> str:
+    return f"sha256:{hashlib.sha256(tar).hexdigest()}"
+
+
 def unpack(tar: bytes, target: Path, *lower: Path, diff_id: str = "") -> None:
     target.mkdir(exist_ok=True)
-    unpack_layer(io.BytesIO(tar), "sha256:layer", target, lower, diff_id)
+    unpack_layer(io.BytesIO(tar), "sha256:layer", target, lower, diff_id or digest_of(tar))
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.ZstdCompressor().compress])
 def test_every_kind_of_member(tmp_path: Path, pack: type[bytes]) -> None:
     layer = Layer().directory("d", mode=0o750, uid=5, gid=6, mtime=5)
     layer.add("d/f", b"content", mode=0o4755, uid=7, gid=8, mtime=1.5, xattrs={"user.a": b"\xff\x00b"})
-    layer.hardlink("d/hard", "d/f").symlink("d/soft", "/nowhere", uid=9)
+    layer.add("d/hard", kind=b"1", link="d/f", mode=0o4755, uid=7, gid=8, mtime=1.5).symlink(
+        "d/soft", "/nowhere", uid=9
+    )
     layer.add("d/fifo", kind=b"6", mode=0o600).add("d/null", kind=b"3", device=(1, 3), mode=0o666)
     tar = layer.tar()
     root = tmp_path / "root"
-    unpack(pack(tar), root, diff_id=f"sha256:{hashlib.sha256(tar).hexdigest()}")
+    unpack(pack(tar), root, diff_id=digest_of(tar))
     found = (root / "d/f").stat()
     assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o4755, 7, 8)
     assert found.st_mtime_ns == 1_500_000_000

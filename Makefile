@@ -12,7 +12,7 @@ BENCH_PACKAGES := $(DEMO_PACKAGES) erofs-utils squashfs-tools zstd
 BENCH_PEERS_PACKAGES := $(DEMO_PACKAGES) iproute2 iptables curl
 
 .PHONY: help demo test test-slow test-all check bench bench-versions bench-peers chaos fuzz fmt docs clean protobuf
-PROTOS := fuse/snapshotter/snapshots.proto tests/integration/cri.proto
+PROTOS := fuse/snapshotter/snapshots.proto tools/bench/pods/cri.proto
 .DELETE_ON_ERROR:
 
 help:

@@ -9,147 +9,19 @@ import signal
 import subprocess
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc
-
 from fuse.agent.client import wait_for
-from tests.integration import cri_pb2 as cri
 from tests.integration.cli_machine import Machine, kill_all, processes_of, unmount_anyway
+from tools.bench.pods.containerd import PROXY_NAME, SNAPSHOTTER_SOCKET_NAME, SOCKET_NAME, ContainerdSetup
+from tools.bench.pods.cri import Cri, Pod, connect
 
-PROXY_NAME = "nydus-py"
 UP_WITHIN_S = 60.0
 CALL_TIMEOUT_S = 120.0
 RETRY_S = 0.05
-
-_CONFIG = """version = 2
-root = "{root}/data"
-state = "{root}/state"
-disabled_plugins = [
-  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
-  "io.containerd.internal.v1.opt", "io.containerd.tracing.processor.v1.otlp",
-  "io.containerd.internal.v1.tracing",
-]
-[grpc]
-  address = "{root}/c.sock"
-[proxy_plugins.{proxy}]
-  type = "snapshot"
-  address = "{root}/snap.sock"
-[plugins."io.containerd.grpc.v1.cri"]
-  disable_tcp_service = true
-  stream_server_address = "127.0.0.1"
-  stream_server_port = "0"
-  sandbox_image = "{sandbox}"
-  restrict_oom_score_adj = true
-  disable_apparmor = true
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "{root}/cni/bin"
-    conf_dir = "{root}/cni/net.d"
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "{snapshotter}"
-    disable_snapshot_annotations = {no_annotations}
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-  [plugins."io.containerd.grpc.v1.cri".registry]
-    config_path = "{root}/certs.d"
-"""
-
-
-class CriError(Exception):
-    """What CRI answers instead."""
-
-
-@dataclass(slots=True)
-class Cri:
-    """A client of the part of the interface that is needed."""
-
-    channel: grpc.Channel
-    logs: Path
-
-    def call(self, service: str, method: str, request: Any, answer: Any = cri.Empty) -> Any:
-        """One call; tried again while containerd does not reach its snapshotter. Raises `CriError`."""
-        rpc = self.channel.unary_unary(
-            f"/runtime.v1.{service}Service/{method}",
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=answer.FromString,
-        )
-        try:
-            return rpc(request, timeout=CALL_TIMEOUT_S, wait_for_ready=True)
-        except grpc.RpcError as error:
-            raise CriError(f"{method}: {error.code().name}: {error.details()}") from error
-
-    def pull(self, image: str, username: str = "", password: str = "") -> str:
-        """Pulls an image, with credentials if there are some; its reference by digest."""
-        auth = cri.AuthConfig(username=username, password=password) if username else None
-        request = cri.PullImageRequest(image=cri.ImageSpec(image=image), auth=auth)
-        return str(self.call("Image", "PullImage", request, cri.PullImageResponse).image_ref)
-
-    def remove_image(self, image: str) -> None:
-        """Removes an image."""
-        self.call("Image", "RemoveImage", cri.RemoveImageRequest(image=cri.ImageSpec(image=image)))
-
-    def run_pod(self) -> "Pod":
-        """A pod on the host's network."""
-        options = cri.NamespaceOption(network=cri.NODE, pid=cri.CONTAINER)
-        config = cri.PodSandboxConfig(
-            metadata=cri.PodMetadata(name="pod", uid=uuid.uuid4().hex, namespace="default"),
-            log_directory=str(self.logs),
-            linux=cri.LinuxSandbox(security_context=cri.SandboxSecurity(namespace_options=options)),
-        )
-        request = cri.RunPodSandboxRequest(config=config)
-        pod = self.call("Runtime", "RunPodSandbox", request, cri.PodId)
-        return Pod(self, config, pod.pod_sandbox_id)
-
-
-@dataclass(slots=True)
-class Pod:
-    """A pod; its containers are named by what it returns."""
-
-    cri: Cri
-    config: Any
-    id: str
-    started: int = 0
-
-    def start(self, image: str, *command: str) -> str:
-        """Starts a container that runs `command`; its ID. What it prints is in its log."""
-        self.started += 1
-        options = cri.NamespaceOption(network=cri.NODE, pid=cri.CONTAINER)
-        config = cri.ContainerConfig(
-            metadata=cri.ContainerMetadata(name=f"c{self.started}"),
-            image=cri.ImageSpec(image=image),
-            command=command,
-            log_path=f"{self.id}-{self.started}.log",
-            linux=cri.LinuxContainer(security_context=cri.ContainerSecurity(namespace_options=options)),
-        )
-        request = cri.CreateContainerRequest(
-            pod_sandbox_id=self.id, config=config, sandbox_config=self.config
-        )
-        made = self.cri.call("Runtime", "CreateContainer", request, cri.ContainerId)
-        self.cri.call("Runtime", "StartContainer", made)
-        return str(made.container_id)
-
-    def log_path(self, number: int) -> Path:
-        """Where what the container with that number (from 1) prints is kept."""
-        return self.cri.logs / f"{self.id}-{number}.log"
-
-    def run(self, container: str, *command: str) -> str:
-        """What a command in a container prints; it must succeed."""
-        request = cri.ExecSyncRequest(container_id=container, cmd=command, timeout=60)
-        done = self.cri.call("Runtime", "ExecSync", request, cri.ExecSyncResponse)
-        assert done.exit_code == 0, (command, done.exit_code, done.stderr)
-        return bytes(done.stdout).decode()
-
-    def remove(self) -> None:
-        """Ends it, whatever state it is in."""
-        with contextlib.suppress(CriError):
-            self.cri.call("Runtime", "StopPodSandbox", cri.PodId(pod_sandbox_id=self.id))
-        with contextlib.suppress(CriError):
-            self.cri.call("Runtime", "RemovePodSandbox", cri.PodId(pod_sandbox_id=self.id))
 
 
 @dataclass(slots=True)
@@ -177,35 +49,29 @@ class ContainerdHost:
 
     def start_containerd(self) -> None:
         """Starts containerd alone."""
-        config = self.directory / "config.toml"
-        values = {
-            "root": self.directory,
-            "proxy": PROXY_NAME,
-            "sandbox": self.sandbox,
-            "snapshotter": self.snapshotter,
-            "no_annotations": str(not self.has_annotations).lower(),
-        }
-        config.write_text(_CONFIG.format(**values))
-        command = ["containerd", "-c", str(config)]
+        command = self.setup.command()
         with (self.directory / "containerd.log").open("ab") as log:
             self._containerd = subprocess.Popen(command, stdout=log, stderr=log)
-        channel = grpc.insecure_channel(
-            f"unix://{self.directory}/c.sock", options=[("grpc.default_authority", "localhost")]
-        )
         logs = self.directory / "logs"
         logs.mkdir(exist_ok=True)
-        self._cri = Cri(channel, logs)
-        self._cri.call("Runtime", "Version", cri.VersionRequest())
+        self._cri = connect(self.directory / SOCKET_NAME, logs)
+
+    @property
+    def setup(self) -> ContainerdSetup:
+        """How containerd is set up."""
+        return ContainerdSetup(self.directory, self.sandbox, self.snapshotter, self.has_annotations)
 
     def start_snapshotter(self) -> None:
         """Starts the snapshotter alone, as a user does."""
         options = ["--log-level", self.log_level, *self.snapshotter_options]
-        command = self.machine.command("snapshotter", "--address", self.directory / "snap.sock", *options)
+        command = self.machine.command(
+            "snapshotter", "--address", self.directory / SNAPSHOTTER_SOCKET_NAME, *options
+        )
         with (self.directory / "snapshotter.log").open("ab") as log:
             self._service = subprocess.Popen(
                 command, env={**self.machine.environment, **self.environment}, stdout=log, stderr=log
             )
-        assert wait_for(self.directory / "snap.sock", UP_WITHIN_S), self.log()
+        assert wait_for(self.directory / SNAPSHOTTER_SOCKET_NAME, UP_WITHIN_S), self.log()
 
     def kill_snapshotter(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Ends the snapshotter."""
@@ -269,7 +135,7 @@ class ContainerdHost:
 
     def ctr(self, *arguments: str, namespace: str = "k8s.io") -> str:
         """Standard output of containerd's own client."""
-        command = ["ctr", "-a", str(self.directory / "c.sock"), "-n", namespace, *arguments]
+        command = ["ctr", "-a", str(self.directory / SOCKET_NAME), "-n", namespace, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=CALL_TIMEOUT_S)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -307,7 +173,7 @@ class ContainerdHost:
 
     def _end_shims(self) -> None:
         """Shims are known by the socket of containerd on their command lines."""
-        wanted = os.fsencode(self.directory / "c.sock")
+        wanted = os.fsencode(self.directory / SOCKET_NAME)
         for entry in Path("/proc").iterdir():
             if entry.name.isdecimal() and int(entry.name) != os.getpid():
                 with contextlib.suppress(OSError):
@@ -396,9 +262,7 @@ def containerd_host(sandbox: str, **options: Any) -> Iterator[ContainerdHost]:
 
 def trust_registry(host: ContainerdHost, registry: str) -> None:
     """Has containerd talk plain HTTP to a registry on this machine."""
-    place = host.directory / "certs.d" / registry
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "hosts.toml").write_text(f'server = "http://{registry}"\n')
+    host.setup.trust_registry(registry)
 
 
 def wait_until(what: str, is_true: Any, timeout_s: float = UP_WITHIN_S) -> None:

@@ -12,7 +12,6 @@ import pytest
 from backend.chunkmap import ChunkMapHeader
 from tests.integration.containerd_host import (
     ContainerdHost,
-    CriError,
     containerd_host,
     trust_registry,
     wait_until,
@@ -21,6 +20,7 @@ from tests.integration.pod_images import PodImageSet, make_pod_images
 from tests.integration.registry_server import registry_server
 from tests.integration.test_snapshotter_pods import LARGE_SHA256, see
 from tests.stress.chaos import serving_agent
+from tools.bench.pods.cri import CriError
 
 pytestmark = [pytest.mark.needs_containerd, pytest.mark.needs_registry, pytest.mark.needs_fuse]
 

@@ -9,11 +9,8 @@ import pytest
 
 from tests.integration.cli_machine import Machine
 from tests.integration.containerd_host import (
-    PROXY_NAME,
     ContainerdHost,
-    CriError,
     Ctr,
-    Pod,
     containerd_host,
     trust_registry,
     wait_until,
@@ -21,6 +18,8 @@ from tests.integration.containerd_host import (
 from tests.integration.pod_images import PodImages, PodImageSet, base_layer, upper_layer
 from tests.integration.registry_server import USER, RegistryServer
 from tests.tree_compare import describe_tree
+from tools.bench.pods.containerd import PROXY_NAME
+from tools.bench.pods.cri import CriError, Pod
 
 pytestmark = [pytest.mark.needs_containerd, pytest.mark.needs_registry, pytest.mark.needs_fuse]
 

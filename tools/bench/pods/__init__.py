@@ -1,0 +1,1 @@
+"""How fast pods start: lazily from Nydus images, and from ordinary ones that are pulled first."""

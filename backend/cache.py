@@ -305,6 +305,10 @@ def _behind(parts: list[memoryview], size: int) -> list[memoryview]:
     return []
 
 
+def _is_map(path: Path) -> bool:
+    return path.suffix == ".chunk_map"
+
+
 def blob_files(cache_dir: Path, blob_id: str) -> list[Path]:
     """Where the cache keeps what it has of a blob: the data first."""
     data_path = cache_dir / "blobs" / f"{blob_id}.blob.data"
@@ -334,6 +338,19 @@ class BlobCache:
                 return self._open(shape, data_path, data_path.with_name(data_path.name + ".chunk_map"))
         except OSError as error:
             raise CacheUnusable(path=data_path, why=error.strerror) from error
+
+    def remove(self, blob_id: str) -> None:
+        """Forgets a blob and frees its space, as soon as nobody has its files open any more. Blocking.
+
+        Who opens it meanwhile begins with an empty file. Raises `CacheUnusable`.
+        """
+        try:
+            with self._locked():
+                # The map first: without it nothing of a data file is believed.
+                for path in sorted(self.directory.glob(f"{blob_id}.blob*"), key=_is_map, reverse=True):
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise CacheUnusable(path=self.directory / blob_id, why=error.strerror) from error
 
     def usage_bytes(self) -> int:
         """Disk space that all files of the cache take."""

@@ -155,10 +155,15 @@ def layers_of(metadata: ImageMetadata) -> NydusLayers | None:
     path = metadata.directory / MANIFEST_NAME
     if not path.exists():
         return None
+    return nydus_layers(read_manifest(path), str(path))
+
+
+def read_manifest(path: Path) -> ImageManifest:
+    """A manifest that was kept. Raises `OSError`, `ManifestBroken`, `NotNydusImage`."""
     document = parse_document(path.read_bytes(), str(path))
     if isinstance(document, ImageIndex):
         raise ManifestBroken(where=path, why="an index and should be a manifest")
-    return nydus_layers(document, str(path))
+    return document
 
 
 async def find_companion(store: OciStore, image: ImageMetadata) -> str | None:
@@ -181,6 +186,14 @@ async def find_companion(store: OciStore, image: ImageMetadata) -> str | None:
         if is_ordinary and entry.platform is not None and own.platform.is_same(entry.platform):
             return entry.digest
     return None
+
+
+def remove_metadata(images_dir: Path, digest: str) -> None:
+    """Removes the metadata of an image that nobody has mounted. Raises `CannotWrite`."""
+    directory = images_dir / digest.removeprefix("sha256:")
+    if directory.exists():
+        with reporting_writes(directory), staging_directory(images_dir) as staging:
+            os.rename(directory, staging / directory.name)
 
 
 def _remove_damaged(directory: Path) -> bool:

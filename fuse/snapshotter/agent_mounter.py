@@ -21,7 +21,7 @@ from fuse.agent.request import (
     MountRequest,
     UnmountRequest,
 )
-from fuse.mountpoint import AlreadyMounted, NothingMounted
+from fuse.mountpoint import AlreadyMounted, MountBusy, NothingMounted
 from fuse.supervisor.listener import short_address
 
 STATUS_TIMEOUT_S = 10.0
@@ -88,6 +88,7 @@ def _file_identity(path: Path) -> tuple[int, ...]:
 
 class _Mounted(msgspec.Struct, frozen=True):
     mountpoint: str
+    digest: str
     state: str = ""
 
 
@@ -151,17 +152,27 @@ class AgentMounter:
                     raise
 
     def unmount(self, directory: Path) -> None:
-        """See `ImageMounter`."""
-        request = UnmountRequest(os.fspath(directory), lazy=True)
-        try:
-            call(self._socket, "POST", UNMOUNT_TARGET, dict[str, str], request)
-        except AgentRefused as refusal:
-            if refusal.exit_code != NothingMounted.exit_code:
-                raise
+        """See `ImageMounter`. Not lazily, where that is possible: then it is over when this returns."""
+        for lazy in (False, True):
+            request = UnmountRequest(os.fspath(directory), lazy=lazy)
+            try:
+                call(self._socket, "POST", UNMOUNT_TARGET, dict[str, str], request)
+            except AgentRefused as refusal:
+                if refusal.exit_code == MountBusy.exit_code and not lazy:
+                    continue
+                if refusal.exit_code != NothingMounted.exit_code:
+                    raise
+            return
 
     def serves(self, directory: Path) -> bool:
         """See `ImageMounter`."""
         if self._start_agent is not None:
             self._start_agent()
-        status = call(self._socket, "GET", STATUS_TARGET, _Status, timeout_s=STATUS_TIMEOUT_S)
-        return os.fspath(directory) in {mount.mountpoint for mount in status.mounts}
+        return os.fspath(directory) in {mount.mountpoint for mount in self._mounts()}
+
+    def mounted_digests(self) -> set[str]:
+        """See `ImageMounter`; without an agent there are no mounts that go on."""
+        return {mount.digest for mount in self._mounts()} if self.identity() is not None else set()
+
+    def _mounts(self) -> list[_Mounted]:
+        return call(self._socket, "GET", STATUS_TARGET, _Status, timeout_s=STATUS_TIMEOUT_S).mounts

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from fuse.mount_table import find_mount
 from fuse.mountpoint import is_dead
+from fuse.snapshotter.cache_files import forget_image
 from fuse.snapshotter.directories import Directories, detach_mounts
 from fuse.snapshotter.failures import ImageUnavailable
 from fuse.snapshotter.ledger import Ledger
@@ -47,6 +48,10 @@ class ImageMounter(Protocol):
         """Unmounts it, also when it is in use. Raises `NydusError`, `OSError`."""
         ...
 
+    def mounted_digests(self) -> set[str]:
+        """Of the manifests of all images that are mounted on this host. Raises `NydusError`, `OSError`."""
+        ...
+
     def serves(self, directory: Path) -> bool:
         """Whether a mount there is one that reads are answered for. Raises `NydusError`, `OSError`."""
         ...
@@ -62,12 +67,17 @@ class _State:
 class ImageMounts:
     """See above."""
 
-    def __init__(self, ledger: Ledger, directories: Directories, mounter: ImageMounter) -> None:
+    def __init__(
+        self, ledger: Ledger, directories: Directories, mounter: ImageMounter, cache_dir: Path
+    ) -> None:
+        """`cache_dir` is that of the mounts."""
+        self._cache_dir = cache_dir
         self._ledger = ledger
         self._directories = directories
         self._mounter = mounter
         self._states: dict[int, _State] = {}
         self._lock = threading.Lock()
+        self._freeing = threading.Lock()
 
     def provide(self, reference: str) -> ImageRecord:
         """The image of that exact name, mounted. Raises as `ensure`."""
@@ -123,6 +133,7 @@ class ImageMounts:
             self._detach(number)
             with self._lock:
                 self._states.pop(number, None)
+        self.free_cache()
 
     def drop_unused(self, kept_s: float = UNUSED_KEPT_S) -> None:
         """Drops what no snapshot needs, and no pull has asked for within `kept_s`."""
@@ -130,6 +141,7 @@ class ImageMounts:
         for image in self._ledger.images():
             if kept_s <= 0 or self._state(image.id).used_at <= due:
                 self.drop(image.id)
+        self.free_cache()
 
     def restore(self) -> None:
         """Mounts all images, some at a time. One that cannot be mounted is said in the log, and is tried
@@ -157,6 +169,26 @@ class ImageMounts:
         except NydusError as error:
             log.warning("%s", error)
         self._directories.doom(number)
+
+    def free_cache(self) -> None:
+        """What only images that were dropped have in the cache goes; else the disk would never get it back.
+
+        What somebody has mounted, also by other means than this, stays until the next time.
+        """
+        with self._freeing:
+            released = self._ledger.released()
+            if not released:
+                return
+            try:
+                mounted = self._mounter.mounted_digests()
+                ours = {image.digest for image in self._ledger.images()}
+                for digest in released:
+                    if digest not in mounted | ours:
+                        forget_image(self._cache_dir, digest, mounted | ours)
+                    if digest not in mounted:
+                        self._ledger.forget_released(digest)
+            except (OSError, NydusError) as error:
+                log.info("the cache of removed images stays for now: %s", error)
 
     def _state(self, number: int) -> _State:
         with self._lock:

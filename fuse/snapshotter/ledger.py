@@ -38,6 +38,7 @@ CREATE TABLE images (
     id INTEGER PRIMARY KEY,
     reference TEXT NOT NULL UNIQUE
 );
+CREATE TABLE released (digest TEXT PRIMARY KEY);
 CREATE TABLE snapshots (
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
@@ -255,13 +256,30 @@ class Ledger:
         return [ImageRecord(int(number), reference) for number, reference in rows]
 
     def drop_image(self, number: int) -> bool:
-        """Forgets an image that no snapshot needs; whether it was there and nobody did."""
+        """Forgets an image that no snapshot needs; whether it was there and nobody did.
+
+        Its digest is among the `released` ones from then on.
+        """
         with self._change() as db:
             used = "SELECT 1 FROM snapshots WHERE image = ?"
-            done = db.execute(
-                f"DELETE FROM images WHERE id = ? AND NOT EXISTS ({used})", (number, number)
-            ).rowcount
-        return done > 0
+            row = db.execute(
+                f"DELETE FROM images WHERE id = ? AND NOT EXISTS ({used}) RETURNING reference",
+                (number, number),
+            ).fetchone()
+            if row is not None:
+                digest = ImageRecord(number, row[0]).digest
+                db.execute("INSERT OR IGNORE INTO released VALUES (?)", (digest,))
+        return row is not None
+
+    def released(self) -> list[str]:
+        """Digests of images that may have left something in the cache."""
+        with self._lock:
+            return [digest for (digest,) in self._db.execute("SELECT digest FROM released").fetchall()]
+
+    def forget_released(self, digest: str) -> None:
+        """Nothing of it is left, or it is an image again."""
+        with self._change() as db:
+            db.execute("DELETE FROM released WHERE digest = ?", (digest,))
 
     # -- inside
 

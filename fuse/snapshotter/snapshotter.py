@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from fuse.snapshotter.cache_usage import CacheUsage
+from fuse.snapshotter.cache_files import CacheUsage
 from fuse.snapshotter.directories import Directories, Usage, disk_usage
 from fuse.snapshotter.failures import (
     ImageUnavailable,
@@ -64,7 +64,7 @@ class Snapshotter:
         self._root_lock = _lock_root(root)
         self._ledger = Ledger(root / "snapshots.db")
         self._overlay = OverlayOptions.of_this_host() if overlay is None else overlay
-        self._images = ImageMounts(self._ledger, self._directories, mounter)
+        self._images = ImageMounts(self._ledger, self._directories, mounter, cache_dir)
         self._pulls = Pulls(planning, self._mount_image, self._images.drop)
         self._restoring = restoring
         self._cache = CacheUsage(cache_dir)

@@ -139,10 +139,13 @@ def test_images_that_are_removed_leave_nothing(pod_images: PodImageSet) -> None:
         for name in names:
             host.cri.pull(name)
         assert len(host.image_mounts()) == 4
+        cache = host.machine.directory / "cache"
+        assert list((cache / "blobs").iterdir())
         for name in names:
             host.cri.remove_image(name)
         wait_until("nothing is left", lambda: not host.snapshot_directories())
         assert host.image_mounts() == []
+        assert [*(cache / "blobs").iterdir(), *(cache / "images").iterdir()] == []
         wait_until("the agent has ended with its last mount", lambda: not host.agent_processes())
 
 

@@ -60,6 +60,9 @@ class Mounter:
         subprocess.run(["umount", "-l", directory], check=True)
         self.served.discard(directory)
 
+    def mounted_digests(self) -> set[str]:
+        return set()
+
     def serves(self, directory: Path) -> bool:
         return directory in self.served
 

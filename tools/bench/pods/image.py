@@ -1,4 +1,8 @@
-"""The image of the benchmark: a shell, and an application of many files of which a start reads some."""
+"""The image of the benchmark: a shell, and an application of many files of which a start reads some.
+
+The files are in directories as packages are, and the layers have them in that order. A start reads most files
+of some packages, as an interpreter does with what it imports, and one of the large files.
+"""
 
 import gzip
 import hashlib
@@ -19,7 +23,8 @@ APPLICATION_LAYERS = 4
 LARGE_SHARE = 0.4
 """Of the bytes: a few large files, as shared objects and weights are."""
 LARGE_FILES = 16
-DIRECTORIES = 300
+FILES_PER_PACKAGE = 100
+READ_PER_PACKAGE = 60
 APPLETS = ("sh", "cat", "sleep", "sha256sum", "wc")
 FIRST_OUTPUT = "ready"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -56,10 +61,7 @@ def write_app_image(layout: Path, shape: AppShape, corpus: Corpus) -> AppImage:
     for number in range(APPLICATION_LAYERS):
         part = sizes[number * share : (number + 1) * share]
         writer.add_layer(_application(part, corpus, rng, number))
-    large = [name for name, size in sizes if name.startswith("app/lib")]
-    small = [name for name, _ in sizes if not name.startswith("app/lib")]
-    wanted = rng.sample(small, min(shape.reads, len(small))) + large[:1]
-    writer.add_layer(_start_script(wanted))
+    writer.add_layer(_start_script(_wanted([name for name, _ in sizes], shape.reads, rng)))
     start = ("/bin/sh", "/start.sh")
     writer.finish("app", start)
     return AppImage(layout, "app", start, len(sizes), sum(size for _, size in sizes))
@@ -81,7 +83,19 @@ def _sizes(shape: AppShape, rng: random.Random) -> Iterator[tuple[str, int]]:
     weights = [rng.lognormvariate(0, 1.2) for _ in range(count)]
     scale = shape.size_bytes * (1 - LARGE_SHARE) / sum(weights)
     for number, weight in enumerate(weights):
-        yield f"app/d{number % DIRECTORIES:03}/m{number:05}.py", max(1, int(weight * scale))
+        package = number // FILES_PER_PACKAGE
+        yield f"app/p{package:03}/m{number:05}.py", max(1, int(weight * scale))
+
+
+def _wanted(names: Sequence[str], reads: int, rng: random.Random) -> list[str]:
+    """What a start reads: a large file, and `reads` small ones of as few packages as that takes."""
+    packages: dict[str, list[str]] = {}
+    for name in names[LARGE_FILES:]:
+        packages.setdefault(name.rpartition("/")[0], []).append(name)
+    count = min(-(-reads // READ_PER_PACKAGE), len(packages))
+    chosen = rng.sample(sorted(packages), count)
+    small = [name for package in chosen for name in packages[package][:READ_PER_PACKAGE]]
+    return [names[0], *small[:reads]]
 
 
 Entry = tuple[tarfile.TarInfo, bytes]

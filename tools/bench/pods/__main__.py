@@ -53,6 +53,7 @@ class Outcome:
     size_bytes: int = 0
     rate: str = ""
     load: tuple[float, ...] = ()
+    drivers: list[str] = field(default_factory=list)
     cold: dict[str, Cold] = field(default_factory=dict)
     warm_s: dict[str, list[float]] = field(default_factory=dict)
     calls: Calls | None = None
@@ -134,6 +135,7 @@ def measure(options: argparse.Namespace) -> Outcome:
             for label, host, image in (("lazy", lazy, bed.nydus), ("pulled", eager, bed.ordinary)):
                 talk(f"cold start, {label}")
                 outcome.cold[label] = measure_cold(host, bed.origin, image, bed.app.start)
+            outcome.drivers = sorted(lazy.drivers())
             talk(f"{options.warm} warm starts of each")
             outcome.warm_s = _warm(bed, lazy, eager, options.warm)
             talk(f"calls, {options.snapshots} snapshots")
@@ -198,7 +200,10 @@ def _warm(bed: Bed, lazy: PodHost, eager: PodHost, count: int) -> dict[str, list
 
 def table(outcome: Outcome) -> Iterator[str]:
     """The outcome in lines."""
-    yield f"image: {outcome.files} files, {format_size(outcome.size_bytes)}; links {outcome.rate}/s"
+    yield (
+        f"image: {outcome.files} files, {format_size(outcome.size_bytes)}; links {outcome.rate}/s; "
+        f"driver {', '.join(outcome.drivers)}"
+    )
     yield f"load of the machine: {', '.join(f'{value:.1f}' for value in outcome.load)}"
     yield "| cold start | pull s | pod s | first output s | together s | sent by the registry |"
     yield "|---|---|---|---|---|---|"

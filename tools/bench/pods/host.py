@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import msgspec
+
 from fuse.agent.client import wait_for
 from fuse.supervisor.main import SOCKET_NAME as AGENT_SOCKET_NAME
 from rafs.errors import NydusError
@@ -36,6 +38,10 @@ class NoOutput(NydusError):
     exit_code: ClassVar[int] = 237
 
 
+class _Mounted(msgspec.Struct):
+    driver: str
+
+
 @dataclass(frozen=True, slots=True)
 class PodHost:
     """A running host; `snapshotter` is containerd's name of it."""
@@ -44,6 +50,13 @@ class PodHost:
     directory: Path
     snapshotter: str
     cri: Cri
+    nydus: Nydus
+
+    def drivers(self) -> set[str]:
+        """How the kernel is served on this host."""
+        command = self.nydus.command("status", "--json")
+        said = self.node.run(*command, environment=self.nydus.environment())
+        return {mount.driver for mount in msgspec.json.decode(said, type=list[_Mounted])}
 
     @property
     def node(self) -> Node:
@@ -116,7 +129,7 @@ def pod_host(
         cri = connect(place / SOCKET_NAME, logs)
         try:
             cri.pull(sandbox)
-            yield PodHost(link, place, snapshotter, cri)
+            yield PodHost(link, place, snapshotter, cri, nydus)
         finally:
             cri.channel.close()
             node.kill_all()

@@ -9,9 +9,10 @@ BUILD_PACKAGES := python3-venv python3-dev gcc pkg-config libfuse3-dev fuse3
 DEMO_PACKAGES := $(BUILD_PACKAGES) docker-registry
 TEST_PACKAGES := $(DEMO_PACKAGES) skopeo containerd umoci buildah erofs-utils attr zstd nginx-light openssl busybox-static e2fsprogs runc xfsprogs btrfs-progs iproute2
 BENCH_PACKAGES := $(DEMO_PACKAGES) erofs-utils squashfs-tools zstd
+BENCH_PODS_PACKAGES := $(DEMO_PACKAGES) containerd runc busybox-static iproute2
 BENCH_PEERS_PACKAGES := $(DEMO_PACKAGES) iproute2 iptables curl
 
-.PHONY: help demo test test-slow test-all check bench bench-versions bench-peers chaos fuzz fmt docs clean protobuf
+.PHONY: help demo test test-slow test-all check bench bench-versions bench-peers chaos fuzz fmt docs clean protobuf bench-pods
 PROTOS := fuse/snapshotter/snapshots.proto tools/bench/pods/cri.proto
 .DELETE_ON_ERROR:
 
@@ -24,6 +25,7 @@ help:
 	@echo 'make bench     measure against tar, mkfs.erofs, squashfs and ext4'
 	@echo 'make bench-versions  what a host fetches of an image like one that it holds'
 	@echo 'make bench-peers  many hosts on shaped links read the same image (root)'
+	@echo 'make bench-pods   pods from lazy images against pulled ones, by containerd (root)'
 	@echo 'make chaos     200 SIGKILLs of the agent under verifying readers, for erofs and for fuse (5 minutes)'
 	@echo 'make fuzz      fuzz every parser (FUZZ_SECONDS=60 each)'
 	@echo 'make fmt       format and fix;  make docs: write docs/errors.md again'
@@ -52,6 +54,9 @@ bench: $(VENV)/.bench-packages $(VENV)/.installed-bench
 bench-versions: $(VENV)/.bench-packages $(VENV)/.installed-bench
 	$(BIN)/python -m tools.bench.versions $(BENCH_ARGS)
 
+bench-pods: $(VENV)/.bench-pods-packages $(VENV)/.installed-bench
+	$(BIN)/python -m tools.bench.pods $(BENCH_ARGS)
+
 bench-peers: $(VENV)/.bench-peers-packages $(VENV)/.installed-bench
 	$(BIN)/python -m tools.bench.peers $(BENCH_ARGS)
 
@@ -59,6 +64,7 @@ CHAOS_ARGS ?= --kills 200 --seconds 118
 chaos: $(VENV)/.test-packages $(VENV)/.installed-test
 	$(BIN)/python -m tests.stress.chaos --driver erofs $(CHAOS_ARGS)
 	$(BIN)/python -m tests.stress.chaos --driver fuse $(CHAOS_ARGS)
+	$(BIN)/python -m tests.stress.pod_chaos
 
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.installed-fuzz
@@ -96,6 +102,10 @@ $(VENV)/.test-packages: .ci/packages
 
 $(VENV)/.bench-packages: .ci/packages
 	@.ci/packages $(BENCH_PACKAGES)
+	@mkdir -p $(VENV) && touch $@
+
+$(VENV)/.bench-pods-packages: .ci/packages
+	@.ci/packages $(BENCH_PODS_PACKAGES)
 	@mkdir -p $(VENV) && touch $@
 
 $(VENV)/.bench-peers-packages: .ci/packages

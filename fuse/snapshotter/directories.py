@@ -76,9 +76,12 @@ class Directories:
             raise
 
     def replace_files(self, number: int, filled: Path) -> None:
-        """Puts the directory `filled` in the place of the empty one of a snapshot, at once."""
+        """Puts the directory `filled` in the place of that of a snapshot, which nobody has mounted yet."""
+        place = self.files(number)
         with reporting_disk(filled):
-            os.rename(filled, self.files(number))
+            if os.listdir(place):  # by a process that was killed before it could write that down
+                shutil.rmtree(place)
+            os.rename(filled, place)
 
     def doom(self, number: int) -> None:
         """Moves away what the ledger has forgotten; `sweep` removes it."""
@@ -139,7 +142,7 @@ def disk_usage(top: Path) -> Usage:
         seen.add(status.st_ino)
         size_bytes += status.st_blocks * 512
         while pending:
-            for entry in os.scandir(pending.pop()):
+            for entry in _entries(pending.pop()):
                 with suppress(FileNotFoundError):  # a container may be running in it
                     status = entry.stat(follow_symlinks=False)
                     if entry.is_dir(follow_symlinks=False):
@@ -148,3 +151,12 @@ def disk_usage(top: Path) -> Usage:
                         seen.add(status.st_ino)
                         size_bytes += status.st_blocks * 512
     return Usage(size_bytes, len(seen))
+
+
+def _entries(directory: str) -> list[os.DirEntry[str]]:
+    """What is in a directory; nothing when it has just gone."""
+    try:
+        with os.scandir(directory) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []

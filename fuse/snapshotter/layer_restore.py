@@ -25,6 +25,8 @@ from fuse.snapshotter.records import SourceLayer
 
 log = logging.getLogger(__name__)
 
+_PREFIX = "unpacking-"
+
 
 class LayerRestorer:
     """Fetches layers. Its method may run several times at once."""
@@ -39,10 +41,12 @@ class LayerRestorer:
         `SnapshotError`.
         """
         log.info("%s: layer %s is fetched whole", layer.reference, layer.digest)
+        for left in place.glob(f"{_PREFIX}*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         with reporting_disk(place), tempfile.TemporaryFile(dir=place) as packed:
             await self._download(layer, cast("BinaryIO", packed))
             packed.seek(0)
-            target = Path(tempfile.mkdtemp(prefix="unpacking-", dir=place))
+            target = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
             try:
                 os.chmod(target, 0o755)
                 unpack: Callable[[], None] = lambda: unpack_layer(  # noqa: E731

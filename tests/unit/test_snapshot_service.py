@@ -489,6 +489,14 @@ def test_a_layer_that_cannot_be_fetched_is_tried_again_later(client: Client) -> 
     assert client.code("Prepare", request, pb.MountsResponse) == "OK"
 
 
+def test_files_of_a_layer_that_a_killed_process_has_not_written_down_are_replaced(client: Client) -> None:
+    client.registry.plans[IMAGE] = variant_plan()
+    client.layer(0, nydus=False)
+    (client.root / "snapshots/2/fs/half").write_text("")
+    (mount,) = client.prepare("c", CHAIN[0])
+    assert os.listdir(options_of(mount)["lowerdir"]) == ["layer-01"]
+
+
 def test_a_blob_has_no_files(client: Client) -> None:
     client.registry.plans[IMAGE] = nydus_plan()
     client.layer(0)

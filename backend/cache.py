@@ -17,20 +17,20 @@ Another thread may look with `is_ready`, read through `descriptor`, and trust wh
 still what it was before the look.
 """
 
-import fcntl
 import logging
 import mmap
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, Self
 
 import trio
 
+from backend.cache_directory import lock_cache
 from backend.chunkmap import ChunkMap
 from backend.singleflight import Arrival
 from rafs.errors import NydusError
@@ -305,16 +305,6 @@ def _behind(parts: list[memoryview], size: int) -> list[memoryview]:
     return []
 
 
-def _is_map(path: Path) -> bool:
-    return path.suffix == ".chunk_map"
-
-
-def blob_files(cache_dir: Path, blob_id: str) -> list[Path]:
-    """Where the cache keeps what it has of a blob: the data first."""
-    data_path = cache_dir / "blobs" / f"{blob_id}.blob.data"
-    return [data_path, data_path.with_name(data_path.name + ".chunk_map")]
-
-
 class BlobCache:
     """A cache directory. Any number of processes and mounts may use it at once."""
 
@@ -334,23 +324,10 @@ class BlobCache:
         """
         data_path = self.directory / shape.file_name
         try:
-            with self._locked():
+            with lock_cache(self.directory):
                 return self._open(shape, data_path, data_path.with_name(data_path.name + ".chunk_map"))
         except OSError as error:
             raise CacheUnusable(path=data_path, why=error.strerror) from error
-
-    def remove(self, blob_id: str) -> None:
-        """Forgets a blob and frees its space, as soon as nobody has its files open any more. Blocking.
-
-        Who opens it meanwhile begins with an empty file. Raises `CacheUnusable`.
-        """
-        try:
-            with self._locked():
-                # The map first: without it nothing of a data file is believed.
-                for path in sorted(self.directory.glob(f"{blob_id}.blob*"), key=_is_map, reverse=True):
-                    path.unlink(missing_ok=True)
-        except OSError as error:
-            raise CacheUnusable(path=self.directory / blob_id, why=error.strerror) from error
 
     def usage_bytes(self) -> int:
         """Disk space that all files of the cache take."""
@@ -369,16 +346,6 @@ class BlobCache:
         except BaseException:
             os.close(fd)
             raise
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Nobody else opens, makes or replaces files of the cache meanwhile."""
-        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
 
 
 def _open_data(path: Path, size_bytes: int) -> int | None:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from backend.cache import BlobCache, blob_files
+from backend.cache_directory import blob_files, remove_blob
 from backend.contract import BackendError
 from backend.metadata import MANIFEST_NAME, read_manifest, remove_metadata
 from fuse.snapshotter.directories import Usage
@@ -31,15 +31,14 @@ class CacheUsage:
 def forget_image(cache_dir: Path, digest: str, needed: Iterable[str]) -> None:
     """Removes metadata and blobs of an image, but for blobs of the images `needed` (digests of manifests).
 
-    Raises `CacheUnusable`, `CannotWrite`.
+    Raises `OSError`, `CannotWrite`.
     """
     gone = _blobs(cache_dir, digest)
     for other in needed:
         gone -= _blobs(cache_dir, other)
     remove_metadata(cache_dir / "images", digest)
-    cache = BlobCache(cache_dir)
     for blob_id in gone:
-        cache.remove(blob_id)
+        remove_blob(cache_dir, blob_id)
 
 
 def _blobs(cache_dir: Path, digest: str) -> set[str]:

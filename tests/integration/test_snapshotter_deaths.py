@@ -24,7 +24,7 @@ from tools.bench.pods.cri import CriError
 
 pytestmark = [pytest.mark.needs_containerd, pytest.mark.needs_registry, pytest.mark.needs_fuse]
 
-DRIVERS = ["erofs", "fuse"]
+DRIVERS = ["erofs", pytest.param("fuse", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(params=DRIVERS)
@@ -66,6 +66,7 @@ def test_nobody_notices_that_agent_snapshotter_and_containerd_are_killed(
     assert "mounted again" not in host.log()
 
 
+@pytest.mark.slow
 def test_a_new_agent_gets_the_mounts_of_one_that_is_gone_with_its_supervisor(
     host: ContainerdHost, pod_images: PodImageSet
 ) -> None:
@@ -94,6 +95,7 @@ def reboot(host: ContainerdHost) -> None:
     host.start()
 
 
+@pytest.mark.slow
 def test_images_are_mounted_again_after_a_reboot_without_their_registry(
     own_images: tuple[PodImageSet, contextlib.ExitStack], pod_images: PodImageSet
 ) -> None:
@@ -124,6 +126,7 @@ def _marked_chunks(host: ContainerdHost) -> int:
     return sum(found.bit_count() for found in bits)
 
 
+@pytest.mark.slow
 def test_an_image_that_is_broken_stops_neither_the_start_nor_the_others(
     own_images: tuple[PodImageSet, contextlib.ExitStack], pod_images: PodImageSet
 ) -> None:

@@ -125,6 +125,7 @@ def test_an_active_snapshot_over_an_image_is_committed(host: ContainerdHost, pod
         ctr.run("rm", key)
 
 
+@pytest.mark.slow
 def test_images_that_are_removed_leave_nothing(pod_images: PodImageSet) -> None:
     with containerd_host(pod_images.nydus) as host:
         trust_registry(host, pod_images.place.host)
@@ -149,6 +150,7 @@ def test_images_that_are_removed_leave_nothing(pod_images: PodImageSet) -> None:
         wait_until("the agent has ended with its last mount", lambda: not host.agent_processes())
 
 
+@pytest.mark.slow
 def test_what_can_only_be_mounted_is_refused_when_its_name_is_not_told(
     pod_images: PodImageSet,
 ) -> None:
@@ -160,6 +162,7 @@ def test_what_can_only_be_mounted_is_refused_when_its_name_is_not_told(
         assert host.image_mounts() == []
 
 
+@pytest.mark.slow
 def test_without_an_agent_images_are_pulled_as_ever_and_the_log_says_why(
     pod_images: PodImageSet, tmp_path: Path
 ) -> None:
@@ -179,6 +182,7 @@ def test_without_an_agent_images_are_pulled_as_ever_and_the_log_says_why(
         assert host.image_mounts() == []
 
 
+@pytest.mark.slow
 def test_a_registry_that_wants_to_know_who_asks(
     htpasswd_registry: RegistryServer, pod_images: PodImageSet, tmp_path: Path
 ) -> None:

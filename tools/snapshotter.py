@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -80,6 +81,7 @@ def run(
         raise typer.BadParameter("the agent serves erofs and fuse", param_hint="--driver")
     options.address.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     run_async(lambda: _serve(settings, options))
+    _leave_waiting_calls()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,18 @@ async def _serve(settings: Settings, options: SnapshotterOptions) -> None:
                 nursery.cancel_scope.cancel()
         finally:
             snapshotter.close()
+
+
+def _leave_waiting_calls() -> None:
+    """Ends the process also when a call still waits for an agent or a registry that does not answer.
+
+    Python would wait for its thread. Whoever has called asks the next process again.
+    """
+    waiting = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if waiting:
+        log.info("ends while %d threads are at work", len(waiting))
+        logging.shutdown()
+        os._exit(0)
 
 
 async def _recover(snapshotter: Snapshotter) -> None:

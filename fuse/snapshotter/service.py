@@ -20,6 +20,7 @@ from fuse.snapshotter.failures import RootUnusable, SnapshotError
 from fuse.snapshotter.mounts import Mount
 from fuse.snapshotter.records import Snapshot
 from fuse.snapshotter.snapshotter import Snapshotter
+from fuse.supervisor.listener import is_served
 from rafs.errors import NydusError
 
 log = logging.getLogger(__name__)
@@ -113,8 +114,10 @@ class SnapshotService:
 def start_service(snapshotter: Snapshotter, address: Path) -> grpc.Server:
     """A server on the unix socket `address`, for root alone; one left by a dead process is replaced.
 
-    Raises `RootUnusable` when it cannot be.
+    Raises `RootUnusable` when it cannot be, or somebody listens there.
     """
+    if address.exists() and is_served(address):
+        raise RootUnusable(where=address, why="somebody serves this socket already")
     address.unlink(missing_ok=True)
     server = grpc.server(
         futures.ThreadPoolExecutor(THREADS, "snapshots"),

@@ -581,6 +581,14 @@ def test_a_slow_image_keeps_nobody_waiting_but_those_who_want_it(client: Client)
         assert slow.result(30) == "ALREADY_EXISTS"
 
 
+def test_a_socket_that_is_served_is_not_taken_over(client: Client, tmp_path: Path) -> None:
+    other = running(tmp_path / "other", client.mounter, client.registry, tmp_path / "s.sock")
+    with pytest.raises(SnapshotError, match="serves this socket already"):
+        other.__enter__()
+    other.snapshotter.close()
+    client.prepare("still here")
+
+
 def test_a_second_snapshotter_on_the_same_root_is_refused(client: Client, tmp_path: Path) -> None:
     registry: Callable[[], Registry] = Registry
     with pytest.raises(SnapshotError, match="another snapshotter uses it"):

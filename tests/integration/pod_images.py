@@ -1,5 +1,6 @@
 """Container images that run: busybox and what a test adds, in a registry, ordinary and converted."""
 
+import hashlib
 import json
 import shutil
 import tarfile
@@ -10,7 +11,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 from tests.integration.cli_machine import Machine
-from tests.oci_images import Layer, Layout
+from tests.oci_images import OCI_INDEX, OCI_MANIFEST, Layer, Layout
 
 APPLETS = ("sh", "sleep", "cat", "ls", "stat", "find", "sha256sum", "touch", "dd", "id", "head", "wc")
 CONFIG = {"Cmd": ["/bin/sleep", "1000000"], "Env": ["PATH=/bin"]}
@@ -59,7 +60,7 @@ class PodImages:
         made = layout.image(list(layers), config=CONFIG)
         manifest = json.loads(made.data)
         for part in (manifest["config"], *manifest["layers"]):
-            self._put_blob(repository, part["digest"], layout.read(part["digest"]))
+            self.put_blob(repository, part["digest"], layout.read(part["digest"]))
         self.put_manifest(repository, tag, made.media_type, made.data)
         return self.name(repository, tag)
 
@@ -69,14 +70,28 @@ class PodImages:
 
     def get_manifest(self, repository: str, tag: str) -> dict[str, Any]:
         """A manifest or an index."""
-        kinds = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
-        request = Request(f"http://{self.host}/v2/{repository}/manifests/{tag}", headers={"Accept": kinds})
-        with self._open(request) as answer:
-            found = json.loads(answer.read())
+        found = json.loads(self.get_raw_manifest(repository, tag))
         assert isinstance(found, dict)
         return found
 
-    def _put_blob(self, repository: str, digest: str, data: bytes) -> None:
+    def get_raw_manifest(self, repository: str, key: str) -> bytes:
+        """The same, as it is; `key` is a tag or a digest."""
+        kinds = f"{OCI_MANIFEST}, {OCI_INDEX}"
+        request = Request(f"http://{self.host}/v2/{repository}/manifests/{key}", headers={"Accept": kinds})
+        with self._open(request) as answer:
+            return bytes(answer.read())
+
+    def manifest_digest(self, repository: str, tag: str) -> str:
+        """The digest of what a tag names."""
+        return f"sha256:{hashlib.sha256(self.get_raw_manifest(repository, tag)).hexdigest()}"
+
+    def get_blob(self, repository: str, digest: str) -> bytes:
+        """A whole blob."""
+        with self._open(Request(f"http://{self.host}/v2/{repository}/blobs/{digest}")) as answer:
+            return bytes(answer.read())
+
+    def put_blob(self, repository: str, digest: str, data: bytes) -> None:
+        """Stores a blob."""
         begin = Request(f"http://{self.host}/v2/{repository}/blobs/uploads/", data=b"", method="POST")
         with self._open(begin) as answer:
             place = answer.headers["Location"]

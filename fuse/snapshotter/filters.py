@@ -82,7 +82,7 @@ class _Parser:
         if operator == "~=":
             try:
                 re.compile(value)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise self._fault(f"regular expression: {error}") from None
         return Selector(tuple(path), operator, value)
 

@@ -27,7 +27,7 @@ OPAQUE_MARK = ".wh..wh..opq"
 WHITEOUT_PREFIX = ".wh."
 OPAQUE_XATTR = "trusted.overlay.opaque"
 _XATTR_HEADER = "SCHILY.xattr."
-_BROKEN = (gzip.BadGzipFile, zlib.error, cast("type[Exception]", isal_zlib.error))
+_BROKEN = (gzip.BadGzipFile, zlib.error, cast("type[Exception]", isal_zlib.error), zstandard.ZstdError)
 _LINKS_MAX = 255
 _COPY_BYTES = 1 << 20
 _WINDOW_MAX_BYTES = 128 << 20
@@ -55,7 +55,7 @@ def unpack_layer(packed: BinaryIO, layer: str, target: Path, lower: Sequence[Pat
                 _LayerWriter(target, lower).write(archive)
             while plain.read(_COPY_BYTES):
                 pass  # what lies behind the end of the tar belongs to the digest
-        except (*_BROKEN, tarfile.TarError, EOFError, ValueError, zstandard.ZstdError) as error:
+        except (*_BROKEN, tarfile.TarError, EOFError, ValueError, OverflowError) as error:
             raise LayerNotUnpacked(layer=layer, why=str(error) or type(error).__name__) from error
     found = f"sha256:{digest.hexdigest()}"
     if found != diff_id:

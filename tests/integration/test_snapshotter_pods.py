@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from backend.manifest import NYDUS_ARTIFACT
 from tests.integration.cli_machine import Machine
 from tests.integration.containerd_host import (
     ContainerdHost,
@@ -17,6 +18,7 @@ from tests.integration.containerd_host import (
 )
 from tests.integration.pod_images import PodImages, PodImageSet, base_layer, upper_layer
 from tests.integration.registry_server import USER, RegistryServer
+from tests.oci_images import OCI_INDEX, OCI_MANIFEST, Layer
 from tests.tree_compare import describe_tree
 from tools.bench.pods.containerd import PROXY_NAME
 from tools.bench.pods.cri import CriError, Pod
@@ -216,3 +218,34 @@ def _pulls(host: ContainerdHost, image: str) -> bool:
     except CriError:
         return False
     return True
+
+
+@pytest.mark.slow
+def test_images_of_128_layers(host: ContainerdHost, pod: Pod, pod_images: PodImageSet) -> None:
+    """More layers than the label that lists them has room for; lazily, and as ever."""
+    place, repository = pod_images.place, "pods/high"
+    layers = [base_layer(), upper_layer()] + [Layer().add(f"srv/l{number}", b"x") for number in range(126)]
+    plain = place.push(repository, layers, "plain")
+    host.cri.pull(plain)
+    see(pod, plain)
+    # The same with a variant: what it has is seen, and no layer is fetched.
+    place.push(repository, [*layers[:-1], Layer().add("srv/other", b"y")], "other")
+    variant = place.get_raw_manifest("pods/plain", "nydus")
+    manifest = json.loads(variant)
+    for part in (manifest["config"], *manifest["layers"]):
+        place.put_blob(repository, part["digest"], place.get_blob("pods/plain", part["digest"]))
+    place.put_manifest(repository, "variant", OCI_MANIFEST, variant)
+    entries = [
+        {"mediaType": OCI_MANIFEST, "digest": place.manifest_digest(repository, tag), "size": size, **more}
+        for tag, size, more in (
+            ("other", len(place.get_raw_manifest(repository, "other")), {}),
+            ("variant", len(variant), {"artifactType": NYDUS_ARTIFACT}),
+        )
+    ]
+    for entry in entries:
+        entry["platform"] = {"architecture": "amd64", "os": "linux"}
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+    place.put_manifest(repository, "both", OCI_INDEX, json.dumps(index).encode())
+    fetched = fetched_by_pull(host, place.name(repository, "both"))
+    assert len(fetched) <= 3
+    see(pod, place.name(repository, "both"))

@@ -94,7 +94,8 @@ class Pulls:
                 return self._refused(pull, labels, pulled)
             layer = _expect_layer(plan, labels, ref, depth)
             if layer is None:
-                pull.failure = pull.failure or "the layers are not those of its manifest"
+                why = f"layer {labels.layer_digest or ref} has no place in its manifest"
+                self._note_failure(pull, pulled, why, is_nydus=plan.is_nydus)
                 return self._refused(pull, labels, pulled)
             return self._lazy(pull, plan, layer, labels, pulled)
 

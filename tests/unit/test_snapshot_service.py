@@ -392,6 +392,10 @@ def test_an_image_goes_with_its_last_snapshot(client: Client) -> None:
 @pytest.mark.logs_warning
 def test_labels_that_do_not_fit_the_manifest_are_not_believed(client: Client) -> None:
     client.registry.plans[IMAGE] = nydus_plan()
+    client.registry.plans["reg.test/mixed:v1"] = nydus_plan()
+    other = {IMAGE_LABEL: "reg.test/mixed:v1", LAYER_LABEL: "sha256:" + "9" * 64}
+    assert client.layer(0, other) == "UNAVAILABLE"
+    assert "has no place in its manifest" in client.details
     assert client.layer(0, {SNAPSHOT_REF: "sha256:" + "9" * 64}) == "UNAVAILABLE"
     assert client.layer(0, {LAYER_LABEL: "sha256:" + "9" * 64}) == "UNAVAILABLE"
     assert client.listed() == []

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ from fuse.snapshotter.agent_mounter import AgentMounter, MountOptions
 from fuse.snapshotter.from_threads import LoopPlanning, LoopRestoring
 from fuse.snapshotter.layer_restore import LayerRestorer
 from fuse.snapshotter.pull_plan import PullPlanner
+from fuse.snapshotter.relay import relay
 from fuse.snapshotter.service import start_service
 from fuse.snapshotter.snapshotter import Snapshotter
 from fuse.snapshotter.variants import VariantPlaces
 from fuse.supervisor.main import SOCKET_NAME
+from fuse.supervisor.systemd import passed_descriptors
 from rafs.errors import NydusError
 from tools.agent_command import ensure_agent
 from tools.mount import CREDENTIAL_VARIABLES
@@ -36,6 +39,8 @@ _PLACES = {
     "all": VariantPlaces.INDEX | VariantPlaces.REFERRERS,
 }
 CLEANUP_EVERY_S = 300.0
+PASSED_SUFFIX = ".own"
+"""Of the socket that gRPC listens on, beside the one for containerd that a service manager holds."""
 STOP_GRACE_S = 5.0
 """For calls that are being answered when it is told to end."""
 
@@ -117,9 +122,13 @@ async def _serve(settings: Settings, options: SnapshotterOptions) -> None:
         settings.cache_dir,
     )
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        server = start_service(snapshotter, options.address)
+        passed = _passed_listener()
+        own = options.address.with_name(options.address.name + PASSED_SUFFIX) if passed else options.address
+        server = start_service(snapshotter, own)
         try:
             async with trio.open_nursery() as nursery:
+                if passed is not None:
+                    nursery.start_soon(relay, passed, own)
                 nursery.start_soon(_recover, snapshotter)
                 nursery.start_soon(_clean_up_forever, snapshotter)
                 talk(f"snapshotter listens on {options.address}")
@@ -151,6 +160,12 @@ async def _recover(snapshotter: Snapshotter) -> None:
         await trio.to_thread.run_sync(snapshotter.recover, abandon_on_cancel=True)
     except NydusError as error:
         log.warning("what was left by the process before: %s", error)
+
+
+def _passed_listener() -> socket.socket | None:
+    """The socket that a service manager listens on for us, if there is one."""
+    descriptors = list(passed_descriptors(os.environ).values())
+    return socket.socket(fileno=descriptors[0]) if descriptors else None
 
 
 async def _clean_up_forever(snapshotter: Snapshotter) -> None:

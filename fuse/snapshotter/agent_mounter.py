@@ -1,5 +1,6 @@
 """Has the agent of this host mount images for the snapshotter."""
 
+import contextlib
 import os
 import select
 import socket
@@ -175,4 +176,10 @@ class AgentMounter:
         return {mount.digest for mount in self._mounts()} if self.identity() is not None else set()
 
     def _mounts(self) -> list[_Mounted]:
-        return call(self._socket, "GET", STATUS_TARGET, _Status, timeout_s=STATUS_TIMEOUT_S).mounts
+        for _ in range(TRIES - 1):
+            with contextlib.suppress(ConnectionError):  # it was killed while it answered
+                return self._status().mounts
+        return self._status().mounts
+
+    def _status(self) -> _Status:
+        return call(self._socket, "GET", STATUS_TARGET, _Status, timeout_s=STATUS_TIMEOUT_S)

@@ -46,6 +46,15 @@ def kill_all(run_dir: Path) -> None:
         time.sleep(0.01)
 
 
+def with_socket(command: list[str], descriptor: int) -> list[str]:
+    """The command as systemd would run it, with a listening socket (sd_listen_fds(3)); pass that on, too."""
+    script = (
+        "import os, sys; os.dup2(int(sys.argv[1]), 3); "
+        "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid())); os.execvp(sys.argv[2], sys.argv[2:])"
+    )
+    return [sys.executable, "-S", "-c", script, str(descriptor), *command]
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """A host of its own: cache, run directory and home of one test."""

@@ -6,6 +6,7 @@ The snapshotter beside it is the product as a user starts it.
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from fuse.agent.client import wait_for
-from tests.integration.cli_machine import Machine, kill_all, processes_of, unmount_anyway
+from fuse.supervisor.listener import listen
+from tests.integration.cli_machine import Machine, kill_all, processes_of, unmount_anyway, with_socket
 from tools.bench.pods.containerd import PROXY_NAME, SNAPSHOTTER_SOCKET_NAME, SOCKET_NAME, ContainerdSetup
 from tools.bench.pods.cri import Cri, Pod, connect
+from tools.snapshotter import PASSED_SUFFIX
 
 UP_WITHIN_S = 60.0
 CALL_TIMEOUT_S = 120.0
@@ -36,6 +39,8 @@ class ContainerdHost:
     has_annotations: bool = True
     log_level: str = "info"
     environment: dict[str, str] = field(default_factory=dict)
+    holds_socket: bool = False
+    _listener: socket.socket | None = None
     _containerd: "subprocess.Popen[bytes] | None" = None
     _service: "subprocess.Popen[bytes] | None" = None
     _cri: Cri | None = None
@@ -64,14 +69,24 @@ class ContainerdHost:
     def start_snapshotter(self) -> None:
         """Starts the snapshotter alone, as a user does."""
         options = ["--log-level", self.log_level, *self.snapshotter_options]
-        command = self.machine.command(
-            "snapshotter", "--address", self.directory / SNAPSHOTTER_SOCKET_NAME, *options
-        )
+        address = self.directory / SNAPSHOTTER_SOCKET_NAME
+        command = self.machine.command("snapshotter", "--address", address, *options)
+        environment = {**self.machine.environment, **self.environment}
+        passed: tuple[int, ...] = ()
+        if self.holds_socket:
+            passed = (self._held_socket(address),)
+            command = with_socket(command, passed[0])
         with (self.directory / "snapshotter.log").open("ab") as log:
             self._service = subprocess.Popen(
-                command, env={**self.machine.environment, **self.environment}, stdout=log, stderr=log
+                command, env=environment, stdout=log, stderr=log, pass_fds=passed
             )
-        assert wait_for(self.directory / SNAPSHOTTER_SOCKET_NAME, UP_WITHIN_S), self.log()
+        served = address.with_name(address.name + PASSED_SUFFIX) if self.holds_socket else address
+        assert wait_for(served, UP_WITHIN_S), self.log()
+
+    def _held_socket(self, address: Path) -> int:
+        if self._listener is None:
+            self._listener = listen(address)
+        return self._listener.fileno()
 
     def kill_snapshotter(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Ends the snapshotter."""
@@ -155,6 +170,8 @@ class ContainerdHost:
                     process.wait(10)
                 process.kill()
                 process.wait()
+        if self._listener is not None:
+            self._listener.close()
         self.end_containers()
         kill_all(self.machine.directory / "run")
 

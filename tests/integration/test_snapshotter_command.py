@@ -1,5 +1,6 @@
 """`nydus-py snapshotter` as a process: how it begins and how it ends."""
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -14,7 +15,8 @@ from fuse.snapshotter import snapshots_pb2 as pb
 from fuse.snapshotter.layer_labels import IMAGE_LABEL, MANIFEST_LABEL
 from fuse.snapshotter.ledger import SNAPSHOT_REF
 from fuse.snapshotter.service import SERVICE
-from tests.integration.cli_machine import Machine
+from fuse.supervisor.listener import listen
+from tests.integration.cli_machine import Machine, with_socket
 
 pytestmark = pytest.mark.needs_root
 
@@ -76,6 +78,32 @@ def test_it_ends_when_told_to_also_while_a_call_waits(
             assert process.wait(ENDS_WITHIN_S) == 0
             assert waiting.exception() is not None
             connection.close()
+
+
+def test_who_asks_while_it_is_replaced_waits(machine: Machine, address: Path) -> None:
+    command = machine.command("snapshotter", "--address", address, "--agent-socket", "/nobody.sock")
+    with listen(address) as held, contextlib.ExitStack() as processes:
+
+        def start() -> "subprocess.Popen[bytes]":
+            number = held.fileno()
+            running = subprocess.Popen(
+                with_socket(command, number), env=machine.environment, pass_fds=(number,)
+            )
+            processes.callback(running.wait)
+            processes.callback(running.kill)
+            return running
+
+        options = [("grpc.default_authority", "localhost")]
+        with grpc.insecure_channel(f"unix://{address}", options=options) as channel:
+            early = prepare(channel, pb.PrepareRequest(key="before anybody is there"))
+            first = start()
+            assert early.result().mounts
+            first.kill()
+            first.wait()
+        with grpc.insecure_channel(f"unix://{address}", options=options) as channel:
+            between = prepare(channel, pb.PrepareRequest(key="in between"))
+            start()
+            assert between.result().mounts
 
 
 def test_its_socket_is_for_root_alone(process: "subprocess.Popen[bytes]", address: Path) -> None:

@@ -71,11 +71,13 @@ def make_image(place: PodImages) -> str:
 
 
 def kill_in_turn(host: ContainerdHost, kills: int, seconds: float, report: PodChaosReport) -> None:
-    """So many SIGKILLs at random moments; the snapshotter is started again, as a service manager does."""
+    """So many SIGKILLs at random moments; the snapshotter is started again, as a service manager does.
+
+    `seconds`: how long it is left in peace, all together.
+    """
     chance, start = random.Random(), time.monotonic()
     for number in range(kills):
-        due = start + (number + chance.random()) * seconds / kills
-        time.sleep(max(0.0, due - time.monotonic()))
+        time.sleep(chance.random() * 2 * seconds / kills)
         if number % 2:
             agent = serving_agent(host.machine)
             if agent is not None:
@@ -142,7 +144,7 @@ def run_pod_chaos(driver: str, kills: int, seconds: float, containers: int) -> P
         with registry_server(Path(name) / "registry") as server:
             place = PodImages(server.host, Machine(Path(name) / "machine"))
             image = make_image(place)
-            with containerd_host(image, snapshotter_options=("--driver", driver)) as host:
+            with containerd_host(image, snapshotter_options=("--driver", driver), holds_socket=True) as host:
                 trust_registry(host, server.host)
                 host.cri.pull(image)
                 readers, starters = host.cri.run_pod(), host.cri.run_pod()

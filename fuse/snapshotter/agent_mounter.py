@@ -6,6 +6,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,9 @@ from fuse.mountpoint import AlreadyMounted, MountBusy, NothingMounted
 from fuse.supervisor.listener import short_address
 
 STATUS_TIMEOUT_S = 10.0
+BEGUN_TIMEOUT_S = 120.0
+BEGUN_PAUSE_S = 0.05
+"""How often to look whether a mount has come about that somebody else has asked for."""
 TRIES = 5
 """The agent may be about to end with its last mount, or be replaced, just when it is asked."""
 
@@ -54,12 +58,17 @@ class _Listener:
     process: int
 
     def is_alive(self, path: Path) -> bool:
-        if self.process < 0 or select.select([self.process], [], [], 0)[0]:
+        if self.process < 0 or self._has_ended():
             return False
         try:
             return self.name[1:] == _file_identity(path)
         except OSError:
             return False
+
+    def _has_ended(self) -> bool:
+        poll = select.poll()  # select(2) takes no descriptor above 1023
+        poll.register(self.process, select.POLLIN)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         if self.process >= 0:
@@ -138,18 +147,25 @@ class AgentMounter:
             insecure=options.insecure_skip_verify,
             environment=dict(options.environment),
         )
-        for attempt in range(TRIES):
+        deadline = time.monotonic() + BEGUN_TIMEOUT_S
+        lost = 0
+        while True:
             if self._start_agent is not None:
                 self._start_agent()
             try:
                 call(self._socket, "POST", MOUNT_TARGET, _Mounted, request)
                 return
             except AgentRefused as refusal:
-                if refusal.exit_code == AlreadyMounted.exit_code and attempt:
-                    return  # by the request before, whose answer got lost
-                raise
+                # Begun for somebody who did not live to hear of it: this process, before it was killed.
+                is_begun = refusal.exit_code == AlreadyMounted.exit_code
+                if is_begun and self.serves(directory):
+                    return
+                if not is_begun or time.monotonic() >= deadline:
+                    raise
+                time.sleep(BEGUN_PAUSE_S)
             except (ConnectionError, FileNotFoundError):
-                if attempt == TRIES - 1:
+                lost += 1
+                if lost == TRIES:
                     raise
 
     def unmount(self, directory: Path) -> None:

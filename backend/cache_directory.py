@@ -21,9 +21,9 @@ def lock_cache(directory: Path) -> Iterator[None]:
 
 
 def blob_files(cache_dir: Path, blob_id: str) -> list[Path]:
-    """Where the cache keeps the data of a blob, and which chunks are there."""
-    data_path = cache_dir / "blobs" / f"{blob_id}.blob.data"
-    return [data_path, data_path.with_name(data_path.name + _MAP_SUFFIX)]
+    """Where the cache keeps a blob, decoded and as it is in the registry, and which chunks are there."""
+    names = (f"{blob_id}.blob.data", f"{blob_id}.blob")
+    return [cache_dir / "blobs" / (name + suffix) for name in names for suffix in ("", _MAP_SUFFIX)]
 
 
 def remove_blob(cache_dir: Path, blob_id: str) -> None:

@@ -27,6 +27,7 @@ from fuse.mountpoint import AlreadyMounted, MountBusy, NothingMounted
 from fuse.supervisor.listener import short_address
 
 STATUS_TIMEOUT_S = 10.0
+LOOK_EVERY_S = 0.1
 BEGUN_TIMEOUT_S = 120.0
 BEGUN_PAUSE_S = 0.05
 """How often to look whether a mount has come about that somebody else has asked for."""
@@ -131,6 +132,12 @@ class AgentMounter:
                     self._seen.close()
                 self._seen = _find_listener(self._socket)
             return self._seen.name if self._seen else None
+
+    def wait(self, timeout_s: float) -> None:
+        """See `ImageMounter`."""
+        deadline = time.monotonic() + timeout_s
+        while self._start_agent is None and self.identity() is None and time.monotonic() < deadline:
+            time.sleep(LOOK_EVERY_S)
 
     def mount(self, reference: str, directory: Path) -> None:
         """See `ImageMounter`. A request whose agent dies has no effect, so it is made again."""

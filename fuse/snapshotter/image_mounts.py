@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 UNUSED_KEPT_S = 900.0
 """An image that was mounted for a pull which never came to its end is kept so long."""
 RESTORED_AT_ONCE = 4
+AGENT_WITHIN_S = 60.0
 
 
 class ImageMounter(Protocol):
@@ -38,6 +39,10 @@ class ImageMounter(Protocol):
 
     def identity(self) -> object | None:
         """Something that changes when the mounts of before may be gone; None when nobody is there."""
+        ...
+
+    def wait(self, timeout_s: float) -> None:
+        """Returns when somebody is there or will come when asked, at the latest after so many seconds."""
         ...
 
     def mount(self, reference: str, directory: Path) -> None:
@@ -148,6 +153,8 @@ class ImageMounts:
         again when somebody wants it.
         """
         images = self._ledger.images()
+        if images:
+            self._mounter.wait(AGENT_WITHIN_S)  # after a start of the host it may come later than we do
         with ThreadPoolExecutor(RESTORED_AT_ONCE, "restore-images") as workers:
             list(workers.map(self._restore_one, images))
 

@@ -131,6 +131,19 @@ def test_what_is_busy_is_detached(agent: Agent, mounter: AgentMounter) -> None:
     mounter.unmount(Path("/m"))
 
 
+def test_an_agent_that_comes_later_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "late.sock"
+    mounter = AgentMounter(path, MountOptions(tmp_path))
+    mounter.wait(0.0)
+    waiting = threading.Thread(target=mounter.wait, args=(60.0,))
+    waiting.start()
+    with Agent(path):
+        waiting.join(60.0)
+        assert not waiting.is_alive()
+    starting = AgentMounter(tmp_path / "none.sock", MountOptions(tmp_path), lambda: None)
+    starting.wait(60.0)  # it would be started when it is needed
+
+
 def test_an_agent_has_an_identity_as_long_as_it_lives(agent: Agent, tmp_path: Path) -> None:
     path = tmp_path / "agent.sock"
     mounter = AgentMounter(path, MountOptions(tmp_path))

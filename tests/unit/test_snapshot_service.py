@@ -47,6 +47,9 @@ class Mounter:
     def identity(self) -> object | None:
         return self.name
 
+    def wait(self, timeout_s: float) -> None:
+        assert timeout_s > 0
+
     def mount(self, reference: str, directory: Path) -> None:
         if self.failure is not None:
             raise self.failure

@@ -13,7 +13,7 @@ BENCH_PODS_PACKAGES := $(DEMO_PACKAGES) containerd runc busybox-static iproute2
 BENCH_PEERS_PACKAGES := $(DEMO_PACKAGES) iproute2 iptables curl
 
 .PHONY: help demo test test-slow test-all check bench bench-versions bench-peers chaos fuzz fmt docs clean protobuf bench-pods
-PROTOS := fuse/snapshotter/snapshots.proto tools/bench/pods/cri.proto
+PROTOS := fuse/snapshotter/snapshots.proto fuse/snapshotter/image_auth.proto tools/bench/pods/cri.proto
 .DELETE_ON_ERROR:
 
 help:

@@ -14,7 +14,7 @@ import trio
 
 from backend.challenge import Challenge, merge_scopes, parse_challenges
 from backend.contract import BackendError
-from backend.credentials import Credential, CredentialSource
+from backend.credentials import Credential, CredentialSource, RenewingSource
 from backend.http import HttpClient, HttpRequest, HttpResponse, RegistryProtocolError
 from backend.origin import require_address
 from backend.status import Forbidden, Unauthorized, raise_for_status
@@ -23,6 +23,8 @@ _CLIENT_ID = "nydus-py"
 _TOKEN_LIMIT_BYTES = 256 * 1024
 _DEFAULT_LIFE_S = 60.0  # https://distribution.github.io/distribution/spec/auth/token/, expires_in
 _LONGEST_EARLY_S = 10.0
+_MOST_CREDENTIALS = 6
+"""How many credentials of a source that has several are tried at a token server."""
 
 
 class _TokenAnswer(msgspec.Struct):
@@ -34,13 +36,14 @@ class _TokenAnswer(msgspec.Struct):
 class _Slot:
     """What is known for one set of scopes."""
 
-    __slots__ = ("challenge", "error", "failures", "header", "lock", "renew_at")
+    __slots__ = ("challenge", "credential", "error", "failures", "header", "lock", "renew_at")
 
     def __init__(self) -> None:
         self.lock = trio.Lock()
         self.header: str | None = None
         self.renew_at = math.inf
         self.challenge: tuple[Challenge, ...] = ()
+        self.credential: Credential | None = None
         self.failures = 0
         self.error: BackendError | None = None
 
@@ -102,7 +105,7 @@ class Authenticator:
             if slot.failures != failures and slot.error is not None:
                 raise type(slot.error)(**slot.error.fields) from slot.error
             try:
-                await self._fill(slot, scopes)
+                await self._fill(slot, scopes, old)
             except BackendError as error:
                 slot.failures += 1
                 slot.error = error
@@ -110,18 +113,39 @@ class Authenticator:
             assert slot.header is not None
             return slot.header
 
-    async def _fill(self, slot: _Slot, scopes: Sequence[str]) -> None:
-        credential = await self._credentials.lookup(self._host, self._repository)
+    async def _fill(self, slot: _Slot, scopes: Sequence[str], old: str | None) -> None:
+        slot.credential = await self._credential(_shown(slot.credential, old))
         for challenge in sorted(slot.challenge, key=lambda each: each.scheme != "bearer"):
             if challenge.scheme == "bearer" and challenge.realm:
-                slot.header, slot.renew_at = await self._bearer(challenge, scopes, credential)
+                await self._fill_bearer(slot, challenge, scopes)
                 return
             if challenge.scheme == "basic":
-                if credential is None or not credential.username:
+                if slot.credential is None or not slot.credential.username:
                     raise self._unauthorized("it wants a user name and a password, and none is stored")
-                slot.header, slot.renew_at = credential.basic(), math.inf
+                slot.header, slot.renew_at = slot.credential.basic(), math.inf
                 return
         raise RegistryProtocolError(where=self._host, why="answered 401 without a challenge that can be met")
+
+    async def _credential(self, refused: Credential | None) -> Credential | None:
+        """What the source has; another than `refused` where it can be told."""
+        if refused is not None and isinstance(self._credentials, RenewingSource):
+            return await self._credentials.renewed(self._host, self._repository, refused)
+        return await self._credentials.lookup(self._host, self._repository)
+
+    async def _fill_bearer(self, slot: _Slot, challenge: Challenge, scopes: Sequence[str]) -> None:
+        """Asks for a token, with one credential after the other while the token server refuses them."""
+        for _ in range(_MOST_CREDENTIALS):
+            try:
+                slot.header, slot.renew_at = await self._bearer(challenge, scopes, slot.credential)
+                return
+            except Unauthorized:
+                refused = slot.credential
+                if refused is None or not isinstance(self._credentials, RenewingSource):
+                    raise
+                slot.credential = await self._credential(refused)
+                if slot.credential in (None, refused):
+                    raise
+        raise self._unauthorized(f"{_MOST_CREDENTIALS} stored credentials were refused")
 
     async def _bearer(
         self, challenge: Challenge, scopes: Sequence[str], credential: Credential | None
@@ -161,6 +185,14 @@ class Authenticator:
 
     def _unauthorized(self, why: str) -> Unauthorized:
         return Unauthorized(where=f"{self._host}/{self._repository}", host=self._host, why=why)
+
+
+def _shown(credential: Credential | None, header: str | None) -> Credential | None:
+    """The credential, if `header` shows it itself: then who refused the header has refused it."""
+    if credential is None or header is None:
+        return None
+    shows = header in (credential.basic(), f"Bearer {credential.registry_token}")
+    return credential if shows else None
 
 
 def _token_request(

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import msgspec
 import trio
@@ -44,6 +44,15 @@ class CredentialSource(Protocol):
 
     async def lookup(self, host: str, repository: str) -> Credential | None:
         """The credential for `host` (with port) and `repository`; None to go without."""
+        ...
+
+
+@runtime_checkable
+class RenewingSource(CredentialSource, Protocol):
+    """A source that keeps answers, or has several: it must be told which one was refused."""
+
+    async def renewed(self, host: str, repository: str, refused: Credential) -> Credential | None:
+        """Another credential than `refused`, which the registry has just not taken; None for none."""
         ...
 
 
@@ -158,6 +167,22 @@ def _load(path: Path) -> _AuthConfig | None:
         raise CredentialsUnusable(where=path, why="not JSON of the expected form") from None
 
 
+def decode_auths(data: bytes, where: str, *, is_legacy: bool = False) -> dict[str, Credential]:
+    """What the text of a docker config file holds itself, by its keys; `is_legacy` is a `.dockercfg`.
+
+    Helpers that it names are not asked. Raises `CredentialsUnusable`, which names `where`.
+    """
+    try:
+        if is_legacy:
+            entries = msgspec.json.decode(data, type=dict[str, _AuthEntry | None])
+        else:
+            entries = msgspec.json.decode(data, type=_AuthConfig).auths or {}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise CredentialsUnusable(where=where, why="not JSON of the expected form") from None
+    found = {key: _of_entry(entry, where, key) for key, entry in entries.items() if entry is not None}
+    return {key: credential for key, credential in found.items() if credential is not None}
+
+
 def _keys(host: str, repository: str) -> list[str]:
     """The keys that may stand for the repository, the most specific first."""
     hosts = _HUB_KEYS if host in HUB_ALIASES else (host,)
@@ -178,7 +203,7 @@ def _most_specific(entries: Mapping[str, Entry], keys: list[str]) -> tuple[str, 
     return None
 
 
-def _of_entry(entry: _AuthEntry, path: Path, key: str) -> Credential | None:
+def _of_entry(entry: _AuthEntry, path: Path | str, key: str) -> Credential | None:
     username, password = entry.username or "", entry.password or ""
     if entry.auth:
         try:

@@ -18,7 +18,7 @@ from backend.origin import RegistryOrigin, api_host, api_repository, origin_of
 from backend.reference import RegistryReference
 
 _MOST_REDIRECTS = 5
-_MOST_RENEWALS = 2
+_MOST_RENEWALS = 6  # a chain of credentials may have several that the registry refuses
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 

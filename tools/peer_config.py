@@ -16,6 +16,8 @@ from rafs.errors import NydusError
 from tools.limit_options import section_limits
 from tools.settings import Settings
 
+CREDENTIALS_SOCKET = "credentials.sock"
+"""In the run directory: where a snapshotter answers for credentials."""
 DEFAULT_FILE = Path("/etc/nydus-py/config.toml")
 
 
@@ -95,6 +97,7 @@ def peer_options(settings: Settings, section: PeerSection) -> PeerOptions | None
         insecure=settings.insecure_skip_verify,
         pki=pki,
         keep_encoded=section.keep_encoded,
+        credentials_socket=os.fspath(settings.run_dir / CREDENTIALS_SOCKET),
     )
 
 

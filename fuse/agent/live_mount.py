@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 import trio
 
-from backend.credentials import AuthFiles
+from backend.credential_service import CredentialSocket
+from backend.credentials import AuthFiles, CredentialSource
 from backend.fetch_metrics import FetchMetrics
 from backend.fetch_pool import FetchOptions
 from backend.fetch_statistics import FetchStatistics
@@ -242,9 +243,12 @@ class LiveMount:
 
     def _registry_options(self) -> RegistryOptions:
         request = self.request
+        credentials: CredentialSource = AuthFiles(environment=request.environment)
+        if request.credentials_socket:
+            credentials = CredentialSocket(Path(request.credentials_socket), credentials)
         return RegistryOptions(
             plain_http=request.plain_http,
             ca_file=Path(request.ca_file) if request.ca_file else None,
             insecure_skip_verify=request.insecure,
-            credentials=AuthFiles(environment=request.environment),
+            credentials=credentials,
         )

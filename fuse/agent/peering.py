@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import trio
 
+from backend.credential_service import CredentialSocket
+from backend.credentials import AuthFiles, CredentialSource
 from backend.fetch_metrics import FetchMetrics
 from backend.http import HttpClient, HttpOptions
 from backend.keep_mode import KeepEncoded
@@ -61,10 +63,15 @@ class Peering:
     async def run(self) -> None:
         """Takes part until cancelled."""
         options = self.options
+        credentials: CredentialSource = AuthFiles()
+        if options.credentials_socket:
+            path = Path(options.credentials_socket)
+            credentials = CredentialSocket(path, credentials, is_required=False)
         registry = RegistryOptions(
             plain_http=options.plain_http,
             ca_file=Path(options.ca_file) if options.ca_file else None,
             insecure_skip_verify=options.insecure,
+            credentials=credentials,
         )
         guests = self.guests = GuestImages(
             self.hub,

@@ -27,7 +27,11 @@ NO_DRIVER = 87
 
 
 class MountRequest(msgspec.Struct, frozen=True):
-    """An image to mount. Paths are absolute; `environment` names where the client's credentials are."""
+    """An image to mount. Paths are absolute; `environment` names where the client's credentials are.
+
+    `credentials_socket` is where to ask for credentials first (backend/credential_service.py); never a
+    secret, because a request is kept for the agent's successor.
+    """
 
     reference: str
     mountpoint: str
@@ -41,6 +45,7 @@ class MountRequest(msgspec.Struct, frozen=True):
     ca_file: str | None = None
     insecure: bool = False
     environment: dict[str, str] = {}
+    credentials_socket: str | None = None
 
 
 class UnmountRequest(msgspec.Struct, frozen=True):

@@ -305,3 +305,51 @@ async def test_passwords_do_not_go_to_another_machine_in_the_clear() -> None:
         auth = Authenticator(http, "r.example.com", "a/b", Rotating(Credential("bob", "pw")), refuse)
         with pytest.raises(PlainHttpRefused):
             await auth.answer(['Bearer realm="http://tokens.example/"'], PULL, None)
+
+
+class Renewing(Rotating):
+    """Has several credentials and goes on to the next one when it is told of a refusal."""
+
+    def __init__(self, *users: str) -> None:
+        super().__init__(Credential(users[0], "pw"))
+        self.left = [Credential(user, "pw") for user in users[1:]]
+
+    async def renewed(self, host: str, repository: str, refused: Credential) -> Credential | None:
+        await trio.lowlevel.checkpoint()
+        if refused == self.credential:
+            self.credential = self.left.pop(0) if self.left else None
+        return self.credential
+
+
+async def test_a_registry_that_refuses_a_password_is_shown_the_next_one() -> None:
+    async with authenticator(Renewing("old", "new")) as auth:
+        first = await auth.answer(["Basic realm=x"], PULL, None)
+        assert first == Credential("old", "pw").basic()
+        second = await auth.answer(["Basic realm=x"], PULL, first)
+        assert second == Credential("new", "pw").basic()
+        assert await auth.header(PULL) == second
+        with pytest.raises(Unauthorized):
+            await auth.answer(["Basic realm=x"], PULL, second)
+
+
+async def test_a_token_server_that_refuses_a_password_is_shown_the_next_one() -> None:
+    def answer(asked: Asked) -> Reply:
+        if asked.headers.get("authorization") == Credential("third", "pw").basic():
+            return Reply(body=b'{"token": "t"}')
+        return Reply(401)
+
+    async with fault_server(answer) as server, authenticator(Renewing("first", "second", "third")) as auth:
+        assert await auth.answer(bearer(server), PULL, None) == "Bearer t"
+        assert len(server.asked) == 3
+    async with fault_server(answer) as server, authenticator(Renewing("first", "second")) as auth:
+        with pytest.raises(Unauthorized):
+            await auth.answer(bearer(server), PULL, None)
+        assert len(server.asked) == 2
+
+
+async def test_a_token_that_has_expired_says_nothing_about_the_password() -> None:
+    source = Renewing("only", "another")
+    async with fault_server(Tokens()) as server, authenticator(source) as auth:
+        token = await auth.answer(bearer(server), PULL, None)
+        await auth.answer(bearer(server), PULL, token)
+        assert source.credential == Credential("only", "pw")

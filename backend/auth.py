@@ -114,7 +114,10 @@ class Authenticator:
             return slot.header
 
     async def _fill(self, slot: _Slot, scopes: Sequence[str], old: str | None) -> None:
-        slot.credential = await self._credential(_shown(slot.credential, old))
+        refused = _shown(slot.credential, old)
+        slot.credential = await self._credential(refused)
+        if refused is not None and slot.credential is None:
+            raise self._unauthorized("the registry refused all stored credentials")
         for challenge in sorted(slot.challenge, key=lambda each: each.scheme != "bearer"):
             if challenge.scheme == "bearer" and challenge.realm:
                 await self._fill_bearer(slot, challenge, scopes)

@@ -23,8 +23,6 @@ from backend.kubelet_config import Provider, read_providers
 PLUGIN_TIMEOUT_S = 60.0
 """The kubelet's own (pkg/credentialprovider/plugin, execPluginTimeout)."""
 ANSWERS_MAX = 1024
-FRESH_AFTER_S = 1.0
-"""An answer that is not older than this counts as new: others were refused with the one before it."""
 
 
 class _Auth(msgspec.Struct):
@@ -113,7 +111,7 @@ class KubeletProviders:
         wanted_at = self._clock()
         async with plugin.lock:
             kept = self._kept(plugin, host, repository)
-            if kept is not None and (not fresh or kept.asked_at >= wanted_at - FRESH_AFTER_S):
+            if kept is not None and (not fresh or kept.asked_at >= wanted_at):
                 return kept.credentials
             asked_at = self._clock()
             answer = await self._run(plugin.provider, f"{host}/{repository}")

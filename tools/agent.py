@@ -27,7 +27,7 @@ from tools.limit_options import (
     section_limits,
 )
 from tools.output import talk
-from tools.peer_config import PeerSection, config_path, parse_labels, peer_options, read_config
+from tools.peer_config import ConfigOption, PeerSection, config_path, parse_labels, peer_options, read_config
 from tools.settings import Settings, settings_of
 
 UPGRADE_TARGET = "/api/v1/upgrade"
@@ -96,9 +96,7 @@ def run(
     limit_origin_concurrency: LimitOriginConcurrency = None,
     limit_task_up: LimitTaskUp = None,
     limit_task_down: LimitTaskDown = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file.  [default: /etc/nydus-py/config.toml, if there is one]")
-    ] = None,
+    config: ConfigOption = None,
 ) -> None:
     """Serve all mounts of this host until told to end (SIGTERM), which unmounts them first.
 

@@ -4,9 +4,10 @@ import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
+import typer
 
 from backend.keep_mode import KeepEncoded
 from backend.peers.limit_settings import LimitInvalid
@@ -19,6 +20,9 @@ from tools.settings import Settings
 CREDENTIALS_SOCKET = "credentials.sock"
 """In the run directory: where a snapshotter answers for credentials."""
 DEFAULT_FILE = Path("/etc/nydus-py/config.toml")
+ConfigOption = Annotated[
+    Path | None, typer.Option(help="TOML file.  [default: /etc/nydus-py/config.toml, if there is one]")
+]
 
 
 class ConfigInvalid(NydusError):
@@ -40,6 +44,22 @@ class PeerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_encoded: KeepEncoded = KeepEncoded.AUTO
 
 
+class CredentialSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[credentials]` of the file: where the snapshotter takes registry credentials from, beside auth files.
+
+    `kube_api` and `service_account_dir` are for pull secrets from outside of a pod.
+    """
+
+    cri_listen: str = ""
+    containerd: str = "/run/containerd/containerd.sock"
+    provider_config: str = ""
+    provider_bin_dir: str = ""
+    pull_secrets: bool = False
+    pull_secret_namespaces: list[str] = []
+    kube_api: str = ""
+    service_account_dir: str = ""
+
+
 class ConfigFile(msgspec.Struct, frozen=True):
     """The file. `limits` as `tools.limit_options` reads them.
 
@@ -47,6 +67,7 @@ class ConfigFile(msgspec.Struct, frozen=True):
     """
 
     peers: PeerSection = PeerSection()
+    credentials: CredentialSection = CredentialSection()
     limits: dict[str, int | str] = {}
     metrics_listen: str = ""
 

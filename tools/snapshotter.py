@@ -5,15 +5,17 @@ import os
 import signal
 import socket
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import trio
 import typer
 
+from backend.registry import RegistryOptions
 from fuse.agent.request import Driver
 from fuse.snapshotter.agent_mounter import AgentMounter, MountOptions
+from fuse.snapshotter.credential_sources import CredentialOptions, open_credentials
 from fuse.snapshotter.from_threads import LoopPlanning, LoopRestoring
 from fuse.snapshotter.layer_restore import LayerRestorer
 from fuse.snapshotter.pull_plan import PullPlanner
@@ -22,11 +24,22 @@ from fuse.snapshotter.service import start_service
 from fuse.snapshotter.snapshotter import Snapshotter
 from fuse.snapshotter.variants import VariantPlaces
 from fuse.supervisor.main import SOCKET_NAME
-from fuse.supervisor.systemd import passed_descriptors
+from fuse.supervisor.systemd import passed_descriptors, tell_ready
 from rafs.errors import NydusError
 from tools.agent_command import ensure_agent
+from tools.credential_options import (
+    ContainerdSocket,
+    CriListen,
+    ProviderBinDir,
+    ProviderConfig,
+    PullSecretNamespace,
+    PullSecrets,
+    credential_options,
+    merged_section,
+)
 from tools.mount import CREDENTIAL_VARIABLES
 from tools.output import talk
+from tools.peer_config import ConfigOption, config_path, read_config
 from tools.runtime import run_async
 from tools.settings import Settings, settings_of
 
@@ -68,6 +81,13 @@ def run(
             help="Where Nydus variants of ordinary images are looked for: all, index, referrers, none."
         ),
     ] = "all",
+    cri_listen: CriListen = None,
+    containerd: ContainerdSocket = None,
+    image_credential_provider_config: ProviderConfig = None,
+    image_credential_provider_bin_dir: ProviderBinDir = None,
+    pull_secrets: PullSecrets = None,
+    pull_secret_namespace: PullSecretNamespace = None,
+    config: ConfigOption = None,
 ) -> None:
     """Serve containerd as a snapshotter: Nydus images start without being downloaded, others as ever.
 
@@ -75,16 +95,27 @@ def run(
     and the next one goes on where this one was. docs/snapshotter.md says how containerd is told of it.
     """
     settings = settings_of(ctx)
+    section = merged_section(
+        read_config(config_path(config)).credentials,
+        cri_listen=cri_listen,
+        containerd=containerd,
+        provider_config=image_credential_provider_config,
+        provider_bin_dir=image_credential_provider_bin_dir,
+        pull_secrets=pull_secrets,
+        pull_secret_namespaces=pull_secret_namespace,
+    )
     options = SnapshotterOptions(
         address=(address or settings.run_dir / "snapshotter.sock").absolute(),
         root=(root or settings.cache_dir / "snapshotter").absolute(),
         agent_socket=agent_socket.absolute() if agent_socket else None,
         driver=driver,
         variants=parse_variants(variants),
+        credentials=credential_options(settings, section),
     )
     if driver is Driver.PYFUSE3:
         raise typer.BadParameter("the agent serves erofs and fuse", param_hint="--driver")
-    options.address.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for directory in (settings.run_dir, options.address.parent):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     run_async(lambda: _serve(settings, options))
     _leave_waiting_calls()
 
@@ -98,6 +129,7 @@ class SnapshotterOptions:
     agent_socket: Path | None
     driver: Driver
     variants: VariantPlaces
+    credentials: CredentialOptions
 
 
 def parse_variants(text: str) -> VariantPlaces:
@@ -111,7 +143,11 @@ def parse_variants(text: str) -> VariantPlaces:
 
 
 async def _serve(settings: Settings, options: SnapshotterOptions) -> None:
-    registry = settings.registry_options()
+    async with open_credentials(options.credentials) as credentials:
+        await _serve_with(replace(settings.registry_options(), credentials=credentials), settings, options)
+
+
+async def _serve_with(registry: RegistryOptions, settings: Settings, options: SnapshotterOptions) -> None:
     token = trio.lowlevel.current_trio_token()
     planner = PullPlanner(registry, settings.images_dir, options.variants)
     snapshotter = Snapshotter(
@@ -132,6 +168,7 @@ async def _serve(settings: Settings, options: SnapshotterOptions) -> None:
                 nursery.start_soon(_recover, snapshotter)
                 nursery.start_soon(_clean_up_forever, snapshotter)
                 talk(f"snapshotter listens on {options.address}")
+                tell_ready(f"listens on {options.address}")
                 async for _ in signals:
                     break
                 with trio.CancelScope(shield=True):
@@ -186,6 +223,7 @@ def _mounter(settings: Settings, options: SnapshotterOptions) -> AgentMounter:
         ca_file=settings.ca_file,
         insecure_skip_verify=settings.insecure_skip_verify,
         environment={name: os.environ[name] for name in CREDENTIAL_VARIABLES if name in os.environ},
+        credentials_socket=options.credentials.socket,
     )
     if options.agent_socket is not None:
         return AgentMounter(options.agent_socket, mount_options)

@@ -9,8 +9,8 @@ class PeerOptions(msgspec.Struct, frozen=True):
     """How this host takes part. `listen` is `[ADDRESS]:PORT`; `upload_command` starts the upload server.
 
     `pki`: the directory with the certificate of this host, for mutual TLS. `keep_encoded`: of which blobs the
-    encoded bytes are kept. `credentials_socket`: where to ask for credentials first if there is such a socket,
-    for images that are opened for others.
+    encoded bytes are kept. `credentials_socket`: where to ask for credentials first if there is such a
+    socket, for images that are opened for others.
     """
 
     schedulers: list[str]

@@ -49,6 +49,7 @@ class MountOptions:
     ca_file: Path | None = None
     insecure_skip_verify: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
+    credentials_socket: Path | None = None
 
 
 @dataclass(slots=True)
@@ -153,6 +154,7 @@ class AgentMounter:
             ca_file=os.fspath(options.ca_file) if options.ca_file else None,
             insecure=options.insecure_skip_verify,
             environment=dict(options.environment),
+            credentials_socket=os.fspath(options.credentials_socket) if options.credentials_socket else None,
         )
         deadline = time.monotonic() + BEGUN_TIMEOUT_S
         lost = 0

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import trio
 
@@ -24,9 +25,17 @@ from backend.kubelet_providers import KubeletProviders
 from backend.pull_secrets import PullSecrets
 from fuse.snapshotter.cri_auths import CriAuths
 from fuse.snapshotter.cri_proxy import start_cri_proxy
-from fuse.supervisor.listener import listen
+from fuse.supervisor.listener import is_served, listen
+from rafs.errors import NydusError
 
 PROXY_GRACE_S = 2.0
+
+
+class CredentialsTaken(NydusError):
+    """Two snapshotters on one host would answer for each other."""
+
+    message = "{path}: another process answers for credentials here; is a snapshotter running already?"
+    exit_code: ClassVar[int] = 218
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +57,12 @@ class CredentialOptions:
 
 @asynccontextmanager
 async def open_credentials(options: CredentialOptions) -> AsyncIterator[CredentialChain]:
-    """The chain of all sources, which agents can ask while the block runs. Raises `CannotProxy`."""
+    """The chain of all sources, which agents can ask while the block runs.
+
+    Raises `CredentialsTaken` and `CannotProxy`.
+    """
+    if is_served(options.socket):
+        raise CredentialsTaken(path=options.socket)
     auths, sources = CriAuths(), list[CandidateSource]()
     async with trio.open_nursery() as nursery:
         if options.cri_socket is not None:

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 MESSAGE_MAX_BYTES = 16 << 20
 """The kubelet's and containerd's own limit (k8s.io/cri-client, maxMsgSize)."""
 THREADS = 64
+LONGEST_DEADLINE_S = 1e7
 PULL_METHODS = frozenset(f"/runtime.{version}.ImageService/PullImage" for version in ("v1", "v1alpha2"))
 _OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
@@ -125,7 +126,8 @@ def _forward(
     metadata = [
         (key, value) for key, value in context.invocation_metadata() if key.lower() not in _OWN_METADATA
     ]
-    call: Any = channel.stream_stream(method)(requests, timeout=context.time_remaining(), metadata=metadata)
+    call: Any = channel.stream_stream(method)(requests, timeout=_timeout_s(context), metadata=metadata)
+    # Who has gone meanwhile wants no answer.
     if not context.add_callback(call.cancel):
         call.cancel()
     try:
@@ -135,3 +137,9 @@ def _forward(
     except grpc.RpcError:
         context.set_trailing_metadata(call.trailing_metadata() or ())
         context.abort(call.code() or grpc.StatusCode.UNKNOWN, call.details() or "")
+
+
+def _timeout_s(context: grpc.ServicerContext) -> float | None:
+    """What is left of the caller's deadline; gRPC says centuries for none, and takes those for 0 s."""
+    remaining_s = context.time_remaining()
+    return remaining_s if remaining_s is not None and remaining_s < LONGEST_DEADLINE_S else None

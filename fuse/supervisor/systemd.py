@@ -45,6 +45,15 @@ class ServiceManager:
             self.notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", descriptor)
 
 
+def tell_ready(status: str) -> None:
+    """Tells the service manager, where there is one, that this process serves from now on, and how."""
+    manager = ServiceManager(os.environ.get("NOTIFY_SOCKET"))
+    try:
+        manager.notify(f"READY=1\nSTATUS={status}")
+    finally:
+        manager.close()
+
+
 def passed_descriptors(environment: "os._Environ[str]") -> dict[str, int]:
     """What an earlier run has stored, by name; takes the variables out of the environment."""
     count = int(environment.pop("LISTEN_FDS", "0"))

@@ -111,6 +111,11 @@ VERBS = {
         "Find out how long many hosts would need for one image, in virtual time.",
         "nydus-py simulate --hosts 8,1000 --size 100GB --rate 10gbit",
     ),
+    "install": Verb(
+        "install",
+        "Set this host up: systemd units, containerd's settings, the registry mirror; --remove undoes it.",
+        "nydus-py install --dry-run",
+    ),
     "pki": Verb(
         "pki",
         "Make a certificate authority for the hosts of a cluster, and issue certificates.",

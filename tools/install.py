@@ -1,6 +1,7 @@
 """`nydus-py install`: systemd units, containerd's settings and the registry mirror of this host."""
 
 import os
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from tools.installation.install import install, uninstall
 from tools.installation.templates import MIRROR, PROGRAM
 from tools.installation.wanted import CONFIG_FILE, PARTS, Wanted, wanted_files
 from tools.output import JsonOption, emit
+
+_PLAIN_PATH = re.compile(r"/[A-Za-z0-9._+@/-]+")
+"""What needs no quotes in a unit."""
+_PLAIN_URL = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?")
 
 
 def run(
@@ -49,6 +54,10 @@ def run(
     """
     if not root.is_dir():
         raise typer.BadParameter("not a directory", param_hint="--root")
+    if program and not _PLAIN_PATH.fullmatch(os.path.abspath(program)):
+        raise typer.BadParameter("a unit cannot name such a path", param_hint="--program")
+    if not _PLAIN_URL.fullmatch(mirror):
+        raise typer.BadParameter("not http(s)://HOST[:PORT]", param_hint="--mirror")
     host = Host.open(root, is_dry=dry_run)
     if remove:
         uninstall(host, force=force)

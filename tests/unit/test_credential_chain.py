@@ -14,6 +14,9 @@ from backend.credential_service import CredentialServiceSilent, CredentialSocket
 from backend.credentials import Credential, FixedCredential, NoCredentials
 from backend.json_api import serve_api
 from fuse.supervisor.listener import listen
+from tools.credential_options import credential_options
+from tools.peer_config import CREDENTIALS_SOCKET, CredentialSection, PeerSection, peer_options
+from tools.settings import make_settings
 
 HOST = "r.example.com"
 
@@ -142,6 +145,17 @@ async def test_what_is_used_while_nobody_answers(tmp_path: Path, caplog: pytest.
     assert caught.value.retryable
     async with served(path, Several("a", "again")):
         assert await client.lookup(HOST, "x") == credential("again")
+
+
+def test_images_that_are_opened_for_others_ask_the_same_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NYDUS_PY_RUN_DIR", str(tmp_path))
+    settings = make_settings()
+    options = peer_options(settings, PeerSection(scheduler=["http://s:8770"]))
+    assert options is not None
+    assert options.credentials_socket == f"{tmp_path}/{CREDENTIALS_SOCKET}"
+    assert credential_options(settings, CredentialSection()).socket == tmp_path / CREDENTIALS_SOCKET
 
 
 async def test_a_service_that_need_not_be_there(tmp_path: Path) -> None:

@@ -284,7 +284,16 @@ def test_a_ledger_that_cannot_be_read_stops_it(host: HostTree) -> None:
     assert "cannot be told" in host.install("--remove", code=226)
 
 
-@pytest.mark.parametrize("options", [("--without", "nothing"), ("--root", "/does/not/exist")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--without", "nothing"),
+        ("--root", "/does/not/exist"),
+        ("--program", "/opt/my programs/nydus-py"),
+        ("--mirror", 'http://x"]\nserver = "http://evil'),
+        ("--mirror", "127.0.0.1:8771"),
+    ],
+)
 def test_wrong_usage(options: tuple[str, ...]) -> None:
     assert run(["install", *options]) == 2
 

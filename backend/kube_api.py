@@ -85,7 +85,9 @@ class KubeAccess:
         environment = os.environ if environment is None else environment
         host, port = (environment.get(f"KUBERNETES_SERVICE_{name}") for name in ("HOST", "PORT"))
         if not host or not port:
-            raise KubeApiFailed(where="", why="this is no pod: KUBERNETES_SERVICE_HOST is not set")
+            raise KubeApiFailed(
+                where="of this pod", why="KUBERNETES_SERVICE_HOST is not set; is this no pod?"
+            )
         return cls(f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}")
 
 

@@ -117,12 +117,12 @@ def _after_installation(changes: list[Change], wanted: Wanted) -> list[str]:
 
 def _after_removal(changes: list[Change]) -> list[str]:
     changed = _changed(changes)
-    units = [os.path.basename(path) for path in changed if path.endswith(".service")]
+    units = {os.path.basename(path) for path in changed if path.endswith(".service")}
     lines = []
     if any("containerd" in path and not path.endswith("hosts.toml") for path in changed):
         lines.append("systemctl restart containerd; images are pulled again for the other snapshotter")
     if units:
-        lines.append(f"systemctl disable --now {' '.join(sorted(units))} && systemctl daemon-reload")
+        lines.append(f"systemctl stop {' '.join(sorted(units))} && systemctl daemon-reload")
     return lines
 
 

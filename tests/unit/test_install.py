@@ -100,6 +100,17 @@ def test_a_round_trip_leaves_everything_as_it_was(host: HostTree) -> None:
     assert host.install("--remove") == "nothing is installed\n"
 
 
+def test_units_that_were_enabled_are_so_no_more(host: HostTree) -> None:
+    host.report()
+    wants = host.root / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir()
+    for name in ("nydus-py-agent.service", "other.service"):
+        (wants / name).symlink_to(f"/etc/systemd/system/{name}")
+    done = host.report("--remove")
+    assert done["etc/systemd/system/multi-user.target.wants/nydus-py-agent.service"] == "removed"
+    assert [path.name for path in wants.iterdir()] == ["other.service"]
+
+
 def test_on_a_host_without_anything(host: HostTree) -> None:
     host.report()
     assert host.cri()["containerd"]["snapshotter"] == "nydus-py"

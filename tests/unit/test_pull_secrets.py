@@ -204,7 +204,7 @@ async def test_without_a_token_nothing_is_asked(api: Api) -> None:
 
 
 def test_outside_of_a_cluster() -> None:
-    with pytest.raises(KubeApiFailed, match="no pod"):
+    with pytest.raises(KubeApiFailed, match="API of this pod: KUBERNETES_SERVICE_HOST is not set"):
         KubeAccess.in_cluster({})
     access = KubeAccess.in_cluster({"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443"})
     assert access.url == "https://[fd00::1]:443"

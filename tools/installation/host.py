@@ -74,6 +74,18 @@ class Host:
                 below(self.root, path).unlink(missing_ok=True)
             self.forget(path)
 
+    def enabled(self, unit: str) -> list[str]:
+        """The links by which `systemctl enable` has a unit started."""
+        # Not by a pattern with the name: that passes over links whose target is gone.
+        links = [place / unit for place in sorted(self.root.glob("etc/systemd/system/*.wants"))]
+        return [f"/{link.relative_to(self.root)}" for link in links if link.is_symlink()]
+
+    def unlink(self, path: str) -> None:
+        """Takes away what is in no ledger."""
+        if not self.is_dry:
+            with reporting_writes(below(self.root, path)):
+                below(self.root, path).unlink(missing_ok=True)
+
     def restore(self, entry: Entry, data: bytes) -> None:
         """Gives a file the content that it had before, and takes backup and entry away."""
         if self.is_dry:

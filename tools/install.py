@@ -108,7 +108,7 @@ def _after_installation(changes: list[Change], wanted: Wanted) -> list[str]:
     lines = []
     if CONFIG_FILE in changed:
         lines.append(f"edit {CONFIG_FILE}: the scheduler, and where credentials come from")
-    if wanted.units and any(path.endswith(".service") for path in changed):
+    if wanted.units and any(path.endswith((".service", ".socket")) for path in changed):
         lines.append(f"systemctl daemon-reload && systemctl enable --now {' '.join(wanted.units)}")
     if any("containerd" in path and not path.endswith("hosts.toml") for path in changed):
         lines.append("systemctl restart containerd, when the snapshotter listens; running containers go on")
@@ -117,7 +117,7 @@ def _after_installation(changes: list[Change], wanted: Wanted) -> list[str]:
 
 def _after_removal(changes: list[Change]) -> list[str]:
     changed = _changed(changes)
-    units = {os.path.basename(path) for path in changed if path.endswith(".service")}
+    units = {os.path.basename(path) for path in changed if path.endswith((".service", ".socket"))}
     lines = []
     if any("containerd" in path and not path.endswith("hosts.toml") for path in changed):
         lines.append("systemctl restart containerd; images are pulled again for the other snapshotter")

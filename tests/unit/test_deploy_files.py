@@ -162,7 +162,7 @@ def test_systemd_would_complain(units: Path) -> None:
     assert "MemoryMaximum" in done.stderr
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", [unit for unit in UNITS if unit.endswith(".service")])
 def test_units_have_limits_and_options_that_exist(unit: str, capfd: pytest.CaptureFixture[str]) -> None:
     text = (DEPLOY / "systemd" / unit).read_text()
     for key in ("MemoryMax", "MemoryHigh", "CPUQuota", "TasksMax", "Restart"):

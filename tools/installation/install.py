@@ -128,7 +128,7 @@ def _remove_file(host: Host, entry: Entry) -> None:
     backup = host.read(entry.backup) if entry.backup else None
     if backup is None:
         host.report(entry.path, "removed")
-        if entry.path.endswith(".service"):
+        if entry.path.endswith((".service", ".socket")):
             for link in host.enabled(entry.path.rpartition("/")[2]):
                 host.report(link, "removed", "it was enabled")
                 host.unlink(link)

@@ -51,7 +51,9 @@ def wanted_files(
         files.append(WantedFile(CONFIG_FILE, template("config.toml"), is_to_edit=True))
     if "systemd" in parts:
         units = ["nydus-py-agent.service"]
-        units += ["nydus-py-snapshotter.service"] if "containerd" in parts else []
+        units += (
+            ["nydus-py-snapshotter.socket", "nydus-py-snapshotter.service"] if "containerd" in parts else []
+        )
         units += ["nydus-py-scheduler.service"] if with_scheduler else []
         for unit in units:
             text = template(f"systemd/{unit}").replace(f"={PROGRAM} ", f"={program} ")

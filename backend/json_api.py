@@ -139,13 +139,18 @@ async def _outcome(routes: Routes, method: str, target: str, call: ApiRequest) -
         return 405, ApiError(f"only {', '.join(methods)}")
     try:
         return 200, await handler(call)
-    except msgspec.DecodeError as error:
-        return 400, ApiError(f"the body cannot be read: {error}")
-    except NydusError as error:
-        return 422, ApiError(str(error), error.exit_code)
     except Exception as error:
-        log.exception("fault while answering %s %s", method, target)
-        return 500, ApiError(f"{type(error).__name__}: {error}")
+        return failed(error, f"{method} {target}")
+
+
+def failed(error: Exception, what: str) -> tuple[int, ApiError]:
+    """How the error of a handler is answered; faults of ours are logged."""
+    if isinstance(error, msgspec.DecodeError):
+        return 400, ApiError(f"the body cannot be read: {error}")
+    if isinstance(error, NydusError):
+        return 422, ApiError(str(error), error.exit_code)
+    log.error("fault while answering %s", what, exc_info=error)
+    return 500, ApiError(f"{type(error).__name__}: {error}")
 
 
 async def _read_request(

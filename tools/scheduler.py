@@ -1,8 +1,10 @@
 """`nydus-py scheduler`: the process through which hosts find each other, and what it knows."""
 
 import functools
+import resource
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -14,7 +16,7 @@ import typer
 from backend.peers.leases import OriginShare
 from backend.peers.listen import listen_at
 from backend.peers.scheduler import LimitsStatus, Scheduler, SchedulerStatus, Switch, new_epoch, new_leases
-from backend.peers.scheduler_state import SchedulerState
+from backend.peers.scheduler_state import SETTLE_S, SchedulerState
 from backend.peers.scope import ScopeRule
 from backend.peers.tls import PeerTls, TlsFiles
 from backend.peers.wire import LIMITS_TARGET, STATUS_TARGET, SWITCH_TARGET, LimitsChange
@@ -71,6 +73,13 @@ def run(
     trust_addresses: Annotated[
         bool, typer.Option("--trust-addresses", help="Believe hosts behind NAT what address they have.")
     ] = False,
+    peer_scheduler: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="URL of another scheduler of the same hosts, repeatable: changes of limits and of the "
+            "switch are passed on, and the limits of the origin are split evenly."
+        ),
+    ] = None,
     url: Annotated[
         str, typer.Option("--scheduler", help="The scheduler that status, limits, enable and disable ask.")
     ] = DEFAULT_URL,
@@ -92,24 +101,16 @@ def run(
     Limits count for every host, beside its own. `nydus-py scheduler limits` shows those of a running
     scheduler, or changes those that are named; every host hears of it within 2 s.
     """
-    change = LimitsChange(
-        flag_values(ctx.params),
-        flag_values(ctx.params, "cluster"),
-    )
+    change = LimitsChange(flag_values(ctx.params), flag_values(ctx.params, "cluster"))
     tls = PeerTls(TlsFiles.in_directory(pki)) if pki else None
     ask = functools.partial(ask_scheduler, url, context=tls.client if tls else None)
     if action == "serve":
-        state = SchedulerState(new_epoch(), ScopeRule(scope), leases=new_leases())
-        state.change_limits(change.applied_to(state.limits))
-        _run(Scheduler(state, trusts_addresses=trust_addresses, tls=tls), listen)
+        _run(_scheduler(change, scope, peer_scheduler or [], tls, trusts_addresses=trust_addresses), listen)
     elif action == "status":
-        status = ask("GET", STATUS_TARGET, SchedulerStatus)
-        emit(status, as_json=as_json, render=_lines)
+        emit(ask("GET", STATUS_TARGET, SchedulerStatus), as_json=as_json, render=_lines)
     elif action == "limits":
-        if change.hosts or change.cluster:
-            limits = ask("POST", LIMITS_TARGET, LimitsStatus, change)
-        else:
-            limits = ask("GET", LIMITS_TARGET, LimitsStatus)
+        body = change if change.hosts or change.cluster else None
+        limits = ask("POST" if body else "GET", LIMITS_TARGET, LimitsStatus, body)
         emit(limits, as_json=as_json, render=_limit_lines)
     elif action in ("enable", "disable"):
         ask("POST", SWITCH_TARGET, Switch, Switch(action == "enable"))
@@ -121,12 +122,29 @@ def run(
 def listen_on(address: str) -> socket.socket:
     """A non-blocking listening socket at `[ADDRESS]:PORT`. Raises `CannotListen`."""
     try:
-        return listen_at(address, backlog=1024)
+        return listen_at(address, backlog=4096)
     except (OSError, ValueError, OverflowError) as error:
         raise CannotListen(address=address, why=str(error)) from error
 
 
+def _scheduler(
+    change: LimitsChange, scope: str, others: list[str], tls: PeerTls | None, *, trusts_addresses: bool
+) -> Scheduler:
+    others = list(dict.fromkeys(others))
+    state = SchedulerState(
+        new_epoch(),
+        ScopeRule(scope),
+        leases=new_leases(),
+        schedulers=len(others) + 1,
+        settled_at=time.monotonic() + SETTLE_S,
+    )
+    state.change_limits(change.applied_to(state.limits))
+    return Scheduler(state, trusts_addresses=trusts_addresses, tls=tls, others=others)
+
+
 def _run(scheduler: Scheduler, address: str) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two connections of each host
     listener = listen_on(address)
     talk(f"scheduler listens on {listener.getsockname()[0]} port {listener.getsockname()[1]}")
     run_async(lambda: _serve(scheduler, listener))

@@ -1,11 +1,14 @@
 """Tells the schedulers what this host has, and takes in what they answer.
 
-Concurrency: one task. Nothing waits for it but a mount that begins, for a moment, for the first answer. When
-a scheduler does not answer the next one is asked, and told everything; until one does, the host goes on with
-what it knew.
+Concurrency: two tasks for each scheduler. One announces: to all of them, so that each could take over at
+any moment; one hears of limits and of the switch. What the chosen scheduler says counts, and another one is
+chosen as soon as that one does not answer. Nothing waits for all this but a mount that begins, for a moment,
+for the first answer. While no scheduler answers the host goes on with what it knew. State changes between
+checkpoints.
 """
 
 import logging
+import ssl
 from collections.abc import Sequence
 
 import msgspec
@@ -14,15 +17,15 @@ import trio
 from backend.contract import BackendError
 from backend.http import HttpClient, HttpRequest, TlsFailed
 from backend.peers.hub import PeerHub
-from backend.peers.leases import HostLease
 from backend.peers.limit_control import LimitControl
+from backend.peers.scheduler_link import BAD_PEERS_MAX, SchedulerLink, chosen_of, summed_leases
+from backend.peers.terms_follower import follow_terms
 from backend.peers.tls_failure import tls_failure
-from backend.peers.wire import ANNOUNCE_TARGET, Announce, Answer, Holding
+from backend.peers.wire import ANNOUNCE_TARGET, Announce, Answer, Terms
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 2.0
-RETRY_PAUSE_S = 0.3
 NEWS_PAUSE_S = 0.02
 """Mounts of many blobs register them one by one."""
 ANSWER_MAX_BYTES = 64 << 20
@@ -36,63 +39,116 @@ class SchedulerRefused(BackendError):
 
 
 class Announcer:
-    """See above. `urls` of the schedulers, the preferred one first."""
+    """See above. `urls` of the schedulers, the preferred one first; `context` for those with certificates."""
 
-    def __init__(self, hub: PeerHub, urls: Sequence[str], http: HttpClient, control: LimitControl) -> None:
-        self._control = control
-        self._lease = HostLease()
+    def __init__(
+        self,
+        hub: PeerHub,
+        urls: Sequence[str],
+        http: HttpClient,
+        control: LimitControl,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._control, self._hub, self._http, self._context = control, hub, http, context
         self._complaint = ""
-        self.scheduler = ""
-        """The one that answered last; "" while none does."""
-        self._hub = hub
-        self._urls = [url.rstrip("/") for url in urls]
-        self._http = http
-        self._at = 0
-        self._epoch, self._sequence, self._members_version = "", 0, -1
-        self._told: set[str] = set()
-        self._must_tell_everything = True
+        self._links = [SchedulerLink(url, hub) for url in dict.fromkeys(urls)]
+        self._links[0].choose(is_chosen=True)
+
+    @property
+    def scheduler(self) -> str:
+        """The one that is learnt from; "" while it does not answer."""
+        return next((link.url for link in self._links if link.is_chosen and link.is_answering), "")
+
+    @property
+    def schedulers(self) -> list[str]:
+        """All that answer."""
+        return [link.url for link in self._links if link.is_answering]
 
     async def run(self) -> None:
         """Announces until cancelled, and then that the host leaves."""
         try:
-            while True:
-                pause_s = await self._announce_once()
-                with trio.move_on_after(pause_s):
-                    await self._hub.has_news.wait()
-                    await trio.sleep(NEWS_PAUSE_S)
-                self._hub.has_news = trio.Event()
+            async with trio.open_nursery() as nursery:
+                for link in self._links:
+                    nursery.start_soon(self._announce, link)
+                    nursery.start_soon(self._follow, link)
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(0.5):
-                await self._leave()
+                async with trio.open_nursery() as nursery:
+                    for link in self._links:
+                        nursery.start_soon(self._leave, link)
 
-    async def _announce_once(self) -> float:
+    async def _announce(self, link: SchedulerLink) -> None:
+        while True:
+            news = self._hub.has_news
+            pause_s = await self._announce_once(link)
+            with trio.move_on_after(pause_s):
+                await news.wait()
+                await trio.sleep(NEWS_PAUSE_S)
+            if self._hub.has_news is news and news.is_set():
+                self._hub.has_news = trio.Event()
+
+    async def _announce_once(self, link: SchedulerLink) -> float:
         """One announcement; how long to wait until the next one."""
-        url = self._urls[self._at]
         asked_at = trio.current_time()
-        announce = self._composed()
+        self._hand_out_reports()
+        announce = link.compose(self._control.limits.origin_demand())
         try:
-            answer = await self._send(url, announce)
+            answer = await self._send(link.url, announce)
         except BackendError as error:
-            if self.scheduler or self._at == len(self._urls) - 1:
+            if link.is_answering or len(self._links) == 1:
                 log.info("%s; going on with %d known hosts", error, len(self._hub.swarm.members))
-            self._complain(error, url)
-            self.scheduler = ""
-            self._must_tell_everything = True
-            self._hub.bad_peers += announce.bad_peers
-            self._control.limits.lease_origin(self._lease.share(trio.current_time()))
-            self._at = (self._at + 1) % len(self._urls)
-            return RETRY_PAUSE_S
-        self.scheduler = url
-        if answer.epoch != self._epoch:
+            self._complain(error, link.url)
+            pause_s = link.failed(self._hub.chance.random())
+            self._choose()
+            self._lend()
+            return pause_s
+        is_new = link.answered(announce, answer, asked_at, trio.current_time())
+        if link.is_chosen and not announce.is_standby:
+            self._learn(answer, is_new=is_new)
+        self._choose()
+        self._lend()
+        asks_again = answer.wants_everything or link.is_chosen == announce.is_standby
+        return 0.0 if asks_again else min(max(answer.interval_s, 0.05), 10.0)
+
+    def _learn(self, answer: Answer, *, is_new: bool) -> None:
+        if is_new:
             self._hub.swarm.forget_all()
-        self._epoch, self._sequence = answer.epoch, answer.sequence
-        self._members_version = answer.members.version
-        self._must_tell_everything = answer.wants_everything
         self._hub.swarm.take(answer)
-        self._take_terms(answer, asked_at)
+        if answer.scope != self._hub.scope:
+            self._hub.scope = answer.scope
+            for told in self._hub.on_scope:
+                told()
+        self._control.set_cluster(answer.limits)
         self._hub.note_news()
         self._hub.known.set()
-        return 0.0 if answer.wants_everything else min(max(answer.interval_s, 0.05), 10.0)
+
+    async def _follow(self, link: SchedulerLink) -> None:
+        def take(terms: Terms) -> None:
+            if link.is_chosen:
+                self._hub.swarm.enabled = terms.peers_enabled
+                self._control.set_cluster(terms.limits.hosts)
+                self._hub.note_news()
+
+        await follow_terms(link.url, self._context, take, self._hub.chance)
+
+    def _choose(self) -> None:
+        chosen = chosen_of(self._links, trio.current_time())
+        if chosen is None or chosen.is_chosen:
+            return
+        for link in self._links:
+            link.choose(is_chosen=link is chosen)
+        self._hub.swarm.forget_all()
+        self._hub.has_news.set()
+        log.info("scheduler %s is asked from now on", chosen.url)
+
+    def _lend(self) -> None:
+        leases = [link.lease for link in self._links]
+        self._control.limits.lease_origin(summed_leases(leases, trio.current_time()))
+
+    def _hand_out_reports(self) -> None:
+        fresh, self._hub.bad_peers = self._hub.bad_peers, []
+        for link in self._links:
+            link.bad_peers = (link.bad_peers + fresh)[:BAD_PEERS_MAX]
 
     def _complain(self, error: BackendError, url: str) -> None:
         """Once of each thing that does not pass by itself, as a certificate that is over."""
@@ -104,51 +160,10 @@ class Announcer:
             self._complaint = str(error)
             log.warning("%s", error)
 
-    def _take_terms(self, answer: Answer, asked_at: float) -> None:
-        if answer.scope != self._hub.scope:
-            self._hub.scope = answer.scope
-            for told in self._hub.on_scope:
-                told()
-        self._control.set_cluster(answer.limits)
-        if answer.lease is not None:
-            self._lease.renew(answer.lease, asked_at)
-        self._control.limits.lease_origin(self._lease.share(trio.current_time()))
-
-    def _composed(self) -> Announce:
-        hub, everything = self._hub, self._must_tell_everything
-        holdings: list[Holding] = []
-        for blob_id, blob in hub.blobs.items():
-            presence = blob.presence
-            if everything or presence.lost or blob_id not in self._told:
-                holdings.append(Holding(blob_id, presence.grid.count, bytes(presence.pieces)))
-            elif presence.fresh:
-                holdings.append(Holding(blob_id, presence.grid.count, added=list(presence.fresh)))
-            presence.fresh.clear()
-            presence.lost = False
-        dropped, hub.dropped = hub.dropped, []
-        bad_peers, hub.bad_peers = hub.bad_peers, []
-        self._told = set(hub.blobs)
-        return Announce(
-            host=hub.own,
-            epoch=self._epoch,
-            sequence=self._sequence,
-            members_version=self._members_version,
-            is_everything=everything,
-            holdings=holdings,
-            dropped=[blob_id for blob_id in dropped if blob_id not in hub.blobs],
-            wanted=[blob_id for blob_id, blob in hub.blobs.items() if not blob.presence.is_whole()],
-            traffic=hub.counters.traffic(),
-            uploads=hub.uploads,
-            bad_peers=bad_peers,
-            origin_wants=self._control.limits.origin_demand(),
-            lease_seen=self._lease.seen,
-        )
-
-    async def _leave(self) -> None:
-        if self.scheduler:
-            announce = Announce(self._hub.own, self._epoch, is_leaving=True)
+    async def _leave(self, link: SchedulerLink) -> None:
+        if link.is_answering:
             try:
-                await self._send(self.scheduler, announce)
+                await self._send(link.url, link.goodbye())
             except BackendError as error:
                 log.info("%s", error)
 

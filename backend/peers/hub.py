@@ -110,8 +110,6 @@ class PeerHub:
         self.queue = PieceQueue(self.swarm, self.chance, trio.current_time)
         self.blobs: dict[str, PeerBlob] = {}
         self.bad_peers: list[BadPeer] = []
-        self.dropped: list[str] = []
-        """Blobs that have gone since the last announcement."""
         self.uploads = 0
         self.on_blob: list[Callable[[PeerBlob, bool], None]] = []
         """Called with a blob that is there now (True) or has gone."""
@@ -160,7 +158,6 @@ class PeerHub:
         blob.presence.unwatch()
         if self.blobs.get(blob.blob_id) is blob:
             del self.blobs[blob.blob_id]
-            self.dropped.append(blob.blob_id)
             self.swarm.forget_blob(blob.blob_id)
             self._tell(blob, is_there=False)
 

@@ -24,7 +24,8 @@ from backend.peers.leases import LEASE_S, Lease, OriginShare
 
 FORGET_S = 30.0
 LEVEL_S = 0.25
-"""How old the level may be: between two of its computations an announce costs constant time."""
+"""How old the level may be: between two of its computations an announce costs constant time. Without any
+limit there is none, and hosts are gone through once in the time of a lease."""
 
 STANDING_PART = 0.04
 """The part of the rates that hosts without work hold; more would be missed by those who have."""
@@ -78,6 +79,10 @@ class LeaseBook:
         """How many hosts floors are kept for."""
         return len(self._hosts)
 
+    @property
+    def _level_s(self) -> float:
+        return LEVEL_S if any(each != math.inf for each in self._limit) else LEASE_S
+
     def change(self, limit: OriginShare) -> None:
         """Another limit; leases that exceed it run on until they are renewed, `LEASE_S` at most."""
         self._limit = _amounts(limit)
@@ -90,7 +95,7 @@ class LeaseBook:
         host.wants = self._sane(wants)
         host.grants = [each for each in host.grants if each.number >= seen and each.expires_at > now]
         self._account(host, NOTHING)
-        if now - self._levelled_at >= LEVEL_S or now < self._levelled_at:
+        if now - self._levelled_at >= self._level_s or now < self._levelled_at:
             self._level(now)
         self._account(host, self._held_by_grants(host))
         host.floor = self._floor()

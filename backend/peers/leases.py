@@ -7,6 +7,8 @@ import math
 
 import msgspec
 
+from backend.peers.limit_settings import LimitInvalid
+
 LEASE_S = 3.0
 """Long enough to miss several announces, short enough for work to move on from a host that died."""
 
@@ -17,6 +19,18 @@ class OriginShare(msgspec.Struct, frozen=True):
     bps: int | None = None
     rps: float | None = None
     concurrency: int | None = None
+
+
+def split_share(share: OriginShare, parts: int) -> OriginShare:
+    """One of `parts` equal parts, rounded down. Raises `LimitInvalid` for requests at once that are fewer."""
+    if share.concurrency is not None and 0 < share.concurrency < parts:
+        why = f"{share.concurrency} cannot be split between {parts} schedulers"
+        raise LimitInvalid(name="origin_concurrency", why=why)
+    return OriginShare(
+        bps=None if share.bps is None else share.bps // parts,
+        rps=None if share.rps is None else share.rps / parts,
+        concurrency=None if share.concurrency is None else share.concurrency // parts,
+    )
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -46,8 +60,12 @@ class HostLease:
             self._lease = lease
             self._expires_at = asked_at + lease.ttl_s
 
+    def is_live(self, now: float) -> bool:
+        """Whether it holds a lease that is not over."""
+        return now < self._expires_at
+
     def share(self, now: float) -> OriginShare | None:
         """What the host may do now; None while no scheduler has ever said anything."""
         if self._lease is None:
             return None
-        return self._lease.share if now < self._expires_at else self._lease.floor
+        return self._lease.share if self.is_live(now) else self._lease.floor

@@ -18,10 +18,6 @@ class PiecePresence:
         """Blocking: reads every entry of the chunk table once."""
         self.grid = grid
         self.pieces = PieceSet(grid.count)
-        self.fresh: list[int] = []
-        """Pieces that have become whole since somebody has emptied this list."""
-        self.lost = False
-        """Whether a piece has ceased to be whole since somebody has reset this."""
         self.cached = cached
         blocks = grid.piece_bytes // BLOCK_SIZE
         self._piece_of = array("H", (block // blocks for block in meta.start_blocks()))
@@ -56,7 +52,5 @@ class PiecePresence:
         self._lacking[piece] += -1 if is_ready else 1
         if not self._lacking[piece]:
             self.pieces.add(piece)
-            self.fresh.append(piece)
         elif not is_ready and piece in self.pieces:
             self.pieces.discard(piece)
-            self.lost = True

@@ -13,7 +13,7 @@ def scheduler_metrics(state: SchedulerState, announcements: int, now: float) -> 
     out.counter(
         "scheduler_refused", "Announcements that could not be true, or were not allowed.", state.refused
     )
-    out.gauge("scheduler_peers_enabled", "Whether hosts use each other.", int(state.peers_enabled))
+    out.gauge("scheduler_peers_enabled", "Whether hosts use each other.", int(state.terms.peers_enabled))
     out.gauge("scheduler_interval_seconds", "How often each host announces itself.", state.interval_s)
     scopes = Counter(host.group for host in state.hosts.values())
     out.gauges(

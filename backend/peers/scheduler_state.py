@@ -9,17 +9,19 @@ they live, and after the first time only what they got since. So an answer costs
 size; owners are found through the members, whom everybody knows.
 """
 
+import math
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 import msgspec
 
+from backend.peers.known_hosts import BlobSwarm, Held, KnownHost, patience_s
 from backend.peers.lease_book import LeaseBook
-from backend.peers.leases import OriginShare
+from backend.peers.leases import OriginShare, split_share
 from backend.peers.limit_settings import LIMIT_MAX
 from backend.peers.membership import Membership
+from backend.peers.pace import Pace
 from backend.peers.piece import PieceSet
 from backend.peers.ranking import Candidate, Ranker, RuleRanker
 from backend.peers.scope import ScopeRule
@@ -31,6 +33,7 @@ from backend.peers.wire import (
     Holding,
     HostInfo,
     MemberChange,
+    Terms,
     Traffic,
 )
 from rafs.errors import NydusError
@@ -39,21 +42,16 @@ NEIGHBOURS_MAX = 40
 BLOBS_MAX = 4096
 """Of one host, at a time."""
 PIECES_MAX = 1 << 16
-INTERVAL_MIN_S = 0.25
-INTERVAL_MAX_S = 1.5
-"""Below the 2 s in which everybody must have heard of a change."""
-HOSTS_A_SECOND = 2500
-"""Announcements that one core answers with room to spare; `tools/bench/scheduling.py`."""
-SILENT_INTERVALS = 4
-"""A host that has not been heard of for so many intervals has gone."""
-SILENT_MIN_S = 5.0
-"""But not before: a scheduler that is late itself would forget everybody, and be told everything again, which
-makes it later. Others find out by themselves, within a second, that a host has died."""
+SETTLE_S = 5.0
+"""A new scheduler does not tell hosts that know each other who is there before it has heard all of them: most
+often it then knows what they know, and has nothing to tell."""
 REPORTERS_MIN = 2
 """One host's word is not enough to ban another for all."""
 BAN_S = 300.0
 CANDIDATES_MAX = 200
 """Hosts of a swarm that are looked at when neighbours are chosen."""
+CANDIDATES_FOR_EACH = 8
+"""When few are to be chosen."""
 
 
 class AnnounceRefused(NydusError):
@@ -61,37 +59,6 @@ class AnnounceRefused(NydusError):
 
     message = "announcement of {host}: {why}"
     exit_code: ClassVar[int] = 151
-
-
-@dataclass(slots=True)
-class _Held:
-    """A host's pieces of one blob; `order` as they came, so that "since then" is a slice."""
-
-    pieces: PieceSet
-    order: list[int] = field(default_factory=list)
-    generation: int = 0
-
-
-@dataclass(slots=True)
-class _Host:
-    info: HostInfo
-    group: str
-    heard_at: float
-    sequence: int = 0
-    uploads: int = 0
-    traffic: Traffic = field(default_factory=Traffic)
-    holdings: dict[str, _Held] = field(default_factory=dict)
-    # blob -> neighbour -> (generation, how many of its pieces were told)
-    told: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
-
-
-class _Swarm:
-    """The hosts that have told of one blob in one scope."""
-
-    def __init__(self, pieces: int) -> None:
-        self.pieces = pieces
-        self.hosts: dict[str, None] = {}
-        self.known_by: dict[str, int] = {}
 
 
 class SchedulerState:
@@ -104,26 +71,38 @@ class SchedulerState:
         ranker: Ranker | None = None,
         chance: random.Random | None = None,
         leases: LeaseBook | None = None,
+        *,
+        schedulers: int = 1,
+        settled_at: float = -math.inf,
     ) -> None:
-        """`epoch` names this life of the scheduler, unlike any earlier one. `leases`: without, no limit."""
-        self.limits = ClusterLimits()
+        """`epoch` names this life of the scheduler, unlike any earlier one. `leases`: without, no limit.
+
+        `schedulers`: among how many the limits of the origin are split. `settled_at`: see `SETTLE_S`.
+        """
+        self.terms = Terms()
+        self.pace = Pace()
+        self._schedulers, self._settled_at = schedulers, settled_at
         self._leases = leases or LeaseBook(OriginShare(), 0.0)
         self.epoch = epoch
-        self.peers_enabled = True
         self.refused = 0
-        self.hosts: dict[str, _Host] = {}
+        self.hosts: dict[str, KnownHost] = {}
         self._scope = scope or ScopeRule()
         self._ranker = ranker or RuleRanker()
         self._chance = chance or random.Random()
         self._members: dict[str, Membership] = {}
-        self._swarms: dict[tuple[str, str], _Swarm] = {}
+        self._swarms: dict[tuple[str, str], BlobSwarm] = {}
         self._reports: dict[str, dict[str, float]] = {}
         self._gone = Traffic()
 
     @property
     def interval_s(self) -> float:
-        """How often each host should announce itself."""
-        return min(INTERVAL_MAX_S, max(INTERVAL_MIN_S, len(self.hosts) / HOSTS_A_SECOND))
+        """How often a host that wants or gets something should announce itself."""
+        return self.pace.interval_s(len(self.hosts))
+
+    @property
+    def limits(self) -> ClusterLimits:
+        """Those that count now."""
+        return self.terms.limits
 
     def announce(self, announce: Announce, address: str, now: float) -> Answer:
         """Takes an announcement from `address` in and gives the answer. Raises `AnnounceRefused`."""
@@ -142,14 +121,15 @@ class SchedulerState:
         if understood:
             self._take_holdings(host, announce)
         self._note_reports(host, announce, now)
-        members = self._members[host.group]
+        wanted = [] if announce.is_standby else announce.wanted
+        host.interval_s = self._interval_of(announce)
         return Answer(
             epoch=self.epoch,
             sequence=host.sequence,
-            interval_s=self.interval_s,
-            members=members.since(announce.members_version if announce.epoch == self.epoch else -1),
-            holders=self._holders_for(host, announce.wanted),
-            peers_enabled=self.peers_enabled,
+            interval_s=host.interval_s,
+            members=self._members_for(host, announce, now),
+            holders=self._holders_for(host, wanted),
+            peers_enabled=self.terms.peers_enabled,
             banned=self._banned(now),
             wants_everything=not understood,
             scope=self.certificate_scope(announce.host, address),
@@ -161,10 +141,16 @@ class SchedulerState:
         """See `ScopeRule`."""
         return self._scope.certificate_scope(host, address)
 
+    def change_terms(self, terms: Terms) -> None:
+        """Other limits from now on, or another switch. Raises `LimitInvalid` for one that cannot be split."""
+        part = split_share(terms.limits.origin, self._schedulers)
+        if part != split_share(self.limits.origin, self._schedulers):
+            self._leases.change(part)
+        self.terms = terms
+
     def change_limits(self, limits: ClusterLimits) -> None:
-        """Other limits from now on; each host hears of them with its next announcement."""
-        self.limits = limits
-        self._leases.change(limits.origin)
+        """`change_terms` for those that a scheduler is started with."""
+        self.change_terms(msgspec.structs.replace(self.terms, limits=limits))
 
     def granted(self, now: float) -> OriginShare:
         """What all hosts together may ask of the origin at this moment."""
@@ -172,8 +158,7 @@ class SchedulerState:
 
     def expire(self, now: float) -> None:
         """Forgets hosts that have fallen silent. To be called now and then."""
-        patience_s = max(SILENT_MIN_S, SILENT_INTERVALS * self.interval_s)
-        for host in [host for host in self.hosts.values() if now - host.heard_at > patience_s]:
+        for host in [host for host in self.hosts.values() if now - host.heard_at > patience_s(host)]:
             self._remove(host)
 
     def traffic(self) -> Traffic:
@@ -213,7 +198,7 @@ class SchedulerState:
         self.refused += 1
         raise AnnounceRefused(host=host_id, why=why)
 
-    def _host_of(self, announce: Announce, address: str, now: float) -> _Host:
+    def _host_of(self, announce: Announce, address: str, now: float) -> KnownHost:
         info = announce.host
         group = self._scope.group_of(info, address)
         host = self.hosts.get(info.id)
@@ -221,12 +206,12 @@ class SchedulerState:
             self._remove(host)
             host = None
         if host is None:
-            host = self.hosts[info.id] = _Host(info, group, now)
+            host = self.hosts[info.id] = KnownHost(info, group, now)
         host.info, host.heard_at = info, now
         self._members.setdefault(group, Membership()).put(info)
         return host
 
-    def _take_holdings(self, host: _Host, announce: Announce) -> None:
+    def _take_holdings(self, host: KnownHost, announce: Announce) -> None:
         if announce.is_everything:
             kept = {holding.blob_id for holding in announce.holdings}
             for blob_id in [blob_id for blob_id in host.holdings if blob_id not in kept]:
@@ -236,14 +221,14 @@ class SchedulerState:
         for holding in announce.holdings:
             self._take_holding(host, holding)
 
-    def _take_holding(self, host: _Host, holding: Holding) -> None:
+    def _take_holding(self, host: KnownHost, holding: Holding) -> None:
         held = host.holdings.get(holding.blob_id)
         if held is None or held.pieces.count != holding.pieces:
             if held is not None:
                 self._drop(host, holding.blob_id)
             if len(host.holdings) >= BLOBS_MAX:
                 return
-            held = host.holdings[holding.blob_id] = _Held(PieceSet(holding.pieces))
+            held = host.holdings[holding.blob_id] = Held(PieceSet(holding.pieces))
             self._join(host, holding)
         if holding.have is not None:
             try:
@@ -258,24 +243,23 @@ class SchedulerState:
                 held.pieces.add(piece)
                 held.order.append(piece)
 
-    def _join(self, host: _Host, holding: Holding) -> None:
+    def _join(self, host: KnownHost, holding: Holding) -> None:
         key = (host.group, holding.blob_id)
-        swarm = self._swarms.setdefault(key, _Swarm(holding.pieces))
+        swarm = self._swarms.setdefault(key, BlobSwarm(holding.pieces))
         # Who tells another number of pieces than the first has another idea of the blob: of no use to it.
-        swarm.hosts[host.info.id] = None
+        swarm.add(host.info.id)
 
-    def _drop(self, host: _Host, blob_id: str) -> None:
+    def _drop(self, host: KnownHost, blob_id: str) -> None:
         if host.holdings.pop(blob_id, None) is None:
             return
         self._forget_told(host, blob_id)
         key = (host.group, blob_id)
         swarm = self._swarms[key]
-        del swarm.hosts[host.info.id]
-        swarm.known_by.pop(host.info.id, None)
+        swarm.remove(host.info.id)
         if not swarm.hosts:
             del self._swarms[key]
 
-    def _forget_told(self, host: _Host, *blobs: str) -> None:
+    def _forget_told(self, host: KnownHost, *blobs: str) -> None:
         """A host no longer follows its neighbours for these blobs, or any."""
         for blob_id in blobs or list(host.told):
             swarm = self._swarms.get((host.group, blob_id))
@@ -283,7 +267,7 @@ class SchedulerState:
                 if swarm is not None and neighbour in swarm.known_by:
                     swarm.known_by[neighbour] -= 1
 
-    def _remove(self, host: _Host) -> None:
+    def _remove(self, host: KnownHost) -> None:
         self._forget_told(host)
         for blob_id in list(host.holdings):
             self._drop(host, blob_id)
@@ -295,7 +279,28 @@ class SchedulerState:
 
     # -- what they hear
 
-    def _holders_for(self, host: _Host, wanted: list[str]) -> list[HolderChange]:
+    def _interval_of(self, announce: Announce) -> float:
+        is_idle = not (announce.wanted or announce.holdings or announce.uploads)
+        if announce.is_everything or not is_idle or any(msgspec.structs.astuple(announce.origin_wants)):
+            return self.interval_s
+        has_leases = self.limits.origin != OriginShare()
+        return self.pace.idle_interval_s(len(self.hosts), has_leases=has_leases)
+
+    def _members_for(self, host: KnownHost, announce: Announce, now: float) -> MemberChange:
+        members = self._members[host.group]
+        if announce.is_standby:
+            return MemberChange(-1)
+        version = announce.members_version if announce.epoch == self.epoch else -1
+        if announce.epoch and announce.epoch != self.epoch and not announce.is_everything:
+            return MemberChange(-1)  # it is told to announce itself again, at once
+        if version < 0 and announce.members_digest:
+            if announce.members_digest == members.digest:
+                return MemberChange(members.version)
+            if now < self._settled_at:
+                return MemberChange(-1)
+        return members.since(version, now)
+
+    def _holders_for(self, host: KnownHost, wanted: list[str]) -> list[HolderChange]:
         changes: list[HolderChange] = []
         for blob_id in [blob_id for blob_id in host.told if blob_id not in wanted]:
             self._forget_told(host, blob_id)
@@ -311,23 +316,22 @@ class SchedulerState:
         return changes
 
     def _neighbours(
-        self, host: _Host, blob_id: str, swarm: _Swarm, told: dict[str, tuple[int, int]]
+        self, host: KnownHost, blob_id: str, swarm: BlobSwarm, told: dict[str, tuple[int, int]]
     ) -> list[str]:
         for gone in [name for name in told if name not in swarm.hosts]:
             del told[gone]
         room = NEIGHBOURS_MAX - len(told)
         others = len(swarm.hosts) - 1 - len(told)
         if room > 0 and others > 0:
-            names = [name for name in swarm.hosts if name != host.info.id and name not in told]
-            if len(names) > CANDIDATES_MAX:
-                names = self._chance.sample(names, CANDIDATES_MAX)
+            drawn = swarm.some(min(CANDIDATES_MAX, room * CANDIDATES_FOR_EACH) + len(told) + 1, self._chance)
+            names = [name for name in drawn if name != host.info.id and name not in told]
             candidates = [self._candidate(name, blob_id, swarm) for name in names]
             for name in self._ranker.choose(host.info, candidates, room, self._chance):
                 told[name] = (-1, 0)
                 swarm.known_by[name] = swarm.known_by.get(name, 0) + 1
         return list(told)
 
-    def _candidate(self, name: str, blob_id: str, swarm: _Swarm) -> Candidate:
+    def _candidate(self, name: str, blob_id: str, swarm: BlobSwarm) -> Candidate:
         host = self.hosts[name]
         return Candidate(
             host.info, host.uploads, len(host.holdings[blob_id].order), swarm.known_by.get(name, 0)
@@ -349,7 +353,7 @@ class SchedulerState:
 
     # -- liars
 
-    def _note_reports(self, host: _Host, announce: Announce, now: float) -> None:
+    def _note_reports(self, host: KnownHost, announce: Announce, now: float) -> None:
         for bad in announce.bad_peers[:64]:
             if bad.host_id in self.hosts and bad.host_id != host.info.id:
                 self._reports.setdefault(bad.host_id, {})[host.info.id] = now

@@ -9,6 +9,7 @@ from backend.peers.leases import Lease, OriginShare
 from backend.peers.limit_settings import LimitSettings, read_limits
 
 ANNOUNCE_TARGET = "/v1/announce"
+TERMS_TARGET = "/v1/terms"
 STATUS_TARGET = "/v1/status"
 LIMITS_TARGET = "/v1/limits"
 SWITCH_TARGET = "/v1/switch"
@@ -66,12 +67,16 @@ class Announce(msgspec.Struct, frozen=True, omit_defaults=True):
     `epoch` and `sequence` are those of the last answer that arrived; others than the scheduler expects make
     it tell everything again. `wanted`: blobs of which the host lacks pieces. `is_everything`: all holdings
     are here and full. `origin_wants`: what the host would use of the origin; `lease_seen`: its last lease.
+    `members_digest`: of the members it knows, when `members_version` is -1. `is_standby`: another scheduler
+    is the one that tells it of members and holders.
     """
 
     host: HostInfo
     epoch: str = ""
     sequence: int = 0
     members_version: int = -1
+    members_digest: str = ""
+    is_standby: bool = False
     is_everything: bool = False
     holdings: list[Holding] = []
     dropped: list[str] = []
@@ -89,6 +94,17 @@ class ClusterLimits(msgspec.Struct, frozen=True):
 
     hosts: LimitSettings = LimitSettings()
     origin: OriginShare = OriginShare()
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What counts for all: `limits`, and whether hosts use each other at all (`peers_enabled`).
+
+    `version`: ms of the clock of the scheduler that was told them, 0 for those that it was started with.
+    """
+
+    version: int = 0
+    peers_enabled: bool = True
+    limits: ClusterLimits = ClusterLimits()
 
 
 class LimitsChange(msgspec.Struct, frozen=True):

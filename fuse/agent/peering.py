@@ -85,7 +85,9 @@ class Peering:
         self.uploads = Uploads(self.hub, self.control, self.listener, options.upload_command, guests.open)
         http_options = HttpOptions(ssl_context=self.tls.client if self.tls else None)
         async with HttpClient(http_options) as http, trio.open_nursery() as nursery:
-            self.announcer = Announcer(self.hub, options.schedulers, http, self.control)
+            self.announcer = Announcer(
+                self.hub, options.schedulers, http, self.control, self.tls.client if self.tls else None
+            )
             nursery.start_soon(self.announcer.run)
             nursery.start_soon(self.uploads.run)
             nursery.start_soon(guests.run)

@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 
+from backend.peers.known_hosts import SILENT_INTERVALS
 from backend.peers.piece import PieceSet
 from backend.peers.scheduler_state import (
     BAN_S,
     NEIGHBOURS_MAX,
-    SILENT_INTERVALS,
     AnnounceRefused,
     SchedulerState,
 )
@@ -145,6 +145,8 @@ def test_neighbours_are_few_and_mostly_near() -> None:
         teller.tell(everything(1), is_everything=True)
     asking = Teller(scheduler, "asking", zone="az1")
     asking.tell(everything(), is_everything=True)
+    asking.tell(now=1.0)  # the members since the list that was kept for many
+    assert asking.members.keys() == scheduler.hosts.keys()
     assert len(asking.known) == NEIGHBOURS_MAX
     near = [name for name in asking.known if asking.members[name].zone == "az1"]
     assert NEIGHBOURS_MAX // 2 < len(near) < NEIGHBOURS_MAX

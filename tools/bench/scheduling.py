@@ -8,18 +8,22 @@ import argparse
 import contextlib
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 
 from backend.peers.health import percentile
+from backend.peers.scheduler_state import SETTLE_S
 from tools.bench.scheduling_load import Hosts, Load
 from tools.bench.serving import Server, free_port, running
 
 PIECES = 2000
 HEARD_WITHIN_S = 2.0
 SWITCH_PATIENCE_S = 10.0
+DEAD_S = 2.0
+REBUILD_PATIENCE_S = 60.0
 NYDUS = "import sys; from tools.main import main; main()"
 
 
@@ -32,13 +36,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--pieces-a-second", type=float, default=25.0, help="that each host gets (default 25)"
     )
+    parser.add_argument("--idle", type=float, default=0.0, help="part that lacks nothing (default 0)")
     options = parser.parse_args(arguments)
-    _allow_files(options.hosts + 100)
+    _allow_files(2 * options.hosts + 100)
     cpus = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpus[-1]})
-    with _scheduler(cpus[0]) as server:
-        hosts = Hosts(server.port, options.hosts, PIECES, options.pieces_a_second)
-        with contextlib.closing(hosts):
+    port = free_port()
+    hosts = Hosts(port, options.hosts, PIECES, options.pieces_a_second, options.idle)
+    with contextlib.closing(hosts):
+        with _scheduler(port, cpus[0]) as server:
             began_s = server.cpu_s()
             hosts.start(options.join_seconds)
             hosts.play(time.monotonic() + options.join_seconds + 3.0)
@@ -46,6 +52,8 @@ def main(arguments: Sequence[str]) -> None:
             print(f"{options.hosts} hosts joined within {options.join_seconds:g} s: {joined_s:.1f} CPU s")
             _measure(hosts, server, options.seconds)
             _switch_off(hosts, server)
+            os.kill(server.pid, signal.SIGKILL)
+        _rebuild(hosts, port, cpus[0])
     print(f"load {os.getloadavg()[0]:.2f}; scheduler on CPU {cpus[0]}, hosts on CPU {cpus[-1]}")
 
 
@@ -89,9 +97,32 @@ def _switch_off(hosts: Hosts, server: Server) -> None:
     )
 
 
+def _rebuild(hosts: Hosts, port: int, cpu: int) -> None:
+    """A scheduler has died; another one begins with nothing and hosts that know each other."""
+    hosts.know_all = True
+    lost = time.monotonic()
+    hosts.play(lost + REBUILD_PATIENCE_S, lambda: not any(host.told_epoch for host in hosts.hosts))
+    hosts.play(time.monotonic() + DEAD_S)
+    if any(host.told_epoch for host in hosts.hosts):
+        raise SystemExit("the scheduler lives on")
+    with _scheduler(port, cpu) as server:
+        began = time.monotonic()
+        hosts.load = Load()
+        hosts.play(began + REBUILD_PATIENCE_S, lambda: all(host.told_epoch for host in hosts.hosts))
+        took_s, load = time.monotonic() - began, hosts.load
+        print(
+            f"restart: all {sum(bool(host.told_epoch) for host in hosts.hosts)} hosts known {took_s:.2f} s "
+            f"after it listens, {server.cpu_s():.1f} CPU s with its start, {load.sent} announces, "
+            f"p99 {percentile(sorted(load.latencies_s), 0.99) * 1e3:.0f} ms, "
+            f"{load.answer_bytes / 1e6:.1f} MB of answers"
+        )
+        hosts.load = Load()
+        hosts.play(time.monotonic() + SETTLE_S)
+        print(f"then, within {SETTLE_S:g} s: {hosts.load.answer_bytes / 1e6:.1f} MB of answers")
+
+
 @contextlib.contextmanager
-def _scheduler(cpu: int) -> Iterator[Server]:
-    port = free_port()
+def _scheduler(port: int, cpu: int) -> Iterator[Server]:
     command = [sys.executable, "-c", NYDUS, "scheduler", "--listen", f"127.0.0.1:{port}"]
     with running(command, port, cpu) as process:
         yield Server("scheduler", port, process.pid)

@@ -10,9 +10,10 @@ same at the same moment.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from backend.peers.known_hosts import SILENT_INTERVALS, SILENT_MIN_S
 from backend.peers.owners import OwnerRanking
 from backend.peers.piece import PieceSet
-from backend.peers.scheduler_state import SILENT_INTERVALS, SILENT_MIN_S, SchedulerState
+from backend.peers.scheduler_state import SchedulerState
 from backend.peers.wire import Announce, Holding, HostInfo
 
 if TYPE_CHECKING:

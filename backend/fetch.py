@@ -64,7 +64,8 @@ class ChunkFetcher:
         """
         self.cached = cached
         is_local = isinstance(reader, InPlaceReader)
-        self.readahead = Readahead(LOCAL_WINDOW_MAX_BYTES if is_local else WINDOW_MAX_BYTES)
+        windows = (LOCAL_WINDOW_MAX_BYTES, None) if is_local else (WINDOW_MAX_BYTES, pool.link)
+        self.readahead = Readahead(*windows)
         self._piece_max_bytes = LOCAL_PIECE_BYTES if is_local else RUN_BYTES
         self.hits = 0
         self._blob = blob

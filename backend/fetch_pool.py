@@ -14,6 +14,7 @@ import trio
 from backend.buffers import BufferPool
 from backend.cache import CachedBlob
 from backend.fetch_metrics import FetchMetrics
+from backend.link_rate import LinkRate
 from backend.peers.limit_settings import LimitSettings
 from backend.peers.limits import HostLimits
 from backend.peers.origin_window import OriginWindow
@@ -52,6 +53,7 @@ class FetchPool:
         self.peer_gate = PriorityGate(options.peer_connections, options.peer_reserved)
         self.origin_window = OriginWindow()
         self.owned_gate = PriorityGate(self.origin_window.slots + options.reserved, options.reserved)
+        self.link = LinkRate(trio.current_time)
         self._lent = 0
         self.decoders = PriorityGate(options.decode_threads or len(os.sched_getaffinity(0)), 0)
         self.buffers = BufferPool()

@@ -120,7 +120,8 @@ class OriginStage:
             ):
                 self.requests += 1
                 began = trio.current_time()
-                data = await self._read(start, length, ticket)
+                with self._pool.link.transfer(length):
+                    data = await self._read(start, length, ticket)
                 self._pool.metrics.note_request(Source.ORIGIN, trio.current_time() - began)
             self._note_fetched(length)
             yield memoryview(data)

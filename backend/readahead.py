@@ -9,8 +9,14 @@ window, so that the reader never has to wait at a window's end.
 from collections import deque
 from dataclasses import dataclass
 
+from backend.link_rate import LinkRate
+
 WINDOW_MIN_BYTES = 1 << 20
 WINDOW_MAX_BYTES = 16 << 20
+WINDOW_SURE_BYTES = 4 << 20
+AHEAD_S = 0.5
+"""More than what the link brings in that time does not keep it any busier, and may be wanted by nobody: on a
+link of 100 Mbit/s a window of 16 MiB stands for over a second before what a starting program waits for."""
 LOCAL_WINDOW_MAX_BYTES = 512 << 20
 """Where bytes come from a file of this machine, those that nobody wants cost no network."""
 STREAMS_MAX = 16
@@ -31,8 +37,10 @@ class Readahead:
     `stream.next_chunk` on and then calls `advance`.
     """
 
-    def __init__(self, window_max_bytes: int = WINDOW_MAX_BYTES) -> None:
+    def __init__(self, window_max_bytes: int = WINDOW_MAX_BYTES, link: LinkRate | None = None) -> None:
+        """`link`: the one that windows go over, if it is one."""
         self._window_max_bytes = window_max_bytes
+        self._link = link
         self._streams: deque[Stream] = deque(maxlen=STREAMS_MAX)
         self.markers: dict[int, Stream] = {}
 
@@ -70,5 +78,10 @@ class Readahead:
             del self.markers[chunk]
 
     def _grown(self, stream: Stream) -> Stream:
-        stream.window_bytes = min(max(2 * stream.window_bytes, WINDOW_MIN_BYTES), self._window_max_bytes)
+        stream.window_bytes = min(max(2 * stream.window_bytes, WINDOW_MIN_BYTES), self._max_bytes())
         return stream
+
+    def _max_bytes(self) -> int:
+        if self._link is None or not self._link.bps:
+            return self._window_max_bytes
+        return min(self._window_max_bytes, max(WINDOW_SURE_BYTES, round(AHEAD_S * self._link.bps)))

@@ -4,6 +4,7 @@ Concurrency: as `ChunkFetcher`. `bring` ends with every flight landed, or given 
 is cancelled its caller lands them.
 """
 
+import contextlib
 import logging
 from array import array
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -268,13 +269,16 @@ class PeerStage:
         intake = await Intake(self._pool.limits, ticket, self._blob.blob_id).pay_first(size)
         others, since = health.in_flight, trio.current_time()
         health.in_flight += size
+        # Who has to fetch it first says nothing of the link.
+        counted = contextlib.nullcontext() if choice.is_owner else self._pool.link.transfer(size)
         try:
-            ranges = await hub.client.fetch(choice.host.url, request, buffer, intake)
+            with counted:
+                ranges = await hub.client.fetch(choice.host.url, request, buffer, intake)
         finally:
             health.in_flight -= size
         duration_s = trio.current_time() - since
         self._pool.metrics.note_request(Source.PEER, duration_s)
-        if not choice.is_owner:  # who has to fetch it first is not slow
+        if not choice.is_owner:
             health.note_done(size, duration_s, others)
             hub.swarm.hedge.note(duration_s)
         decoded_bytes = portion.decoded_bytes if portion.is_encoded else size

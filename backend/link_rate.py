@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 SAMPLE_BYTES = 1 << 20
 """Small requests tell of a way that is long, not of a link that is narrow: they are counted together."""
-LONG_BYTES = 8 << 20
+LONG_BYTES = 2 << 20
 """So much is enough for a sample while others are still on their way, of which nothing was counted yet."""
 SMOOTHING = 0.5
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from backend.link_rate import LinkRate
 
 WINDOW_MIN_BYTES = 1 << 20
+WINDOW_LEAST_BYTES = 256 << 10
+"""The first window where the largest one is small: the files of one directory, and not of those behind it."""
 WINDOW_MAX_BYTES = 16 << 20
 WINDOW_SURE_BYTES = 4 << 20
 AHEAD_S = 0.5
@@ -78,7 +80,9 @@ class Readahead:
             del self.markers[chunk]
 
     def _grown(self, stream: Stream) -> Stream:
-        stream.window_bytes = min(max(2 * stream.window_bytes, WINDOW_MIN_BYTES), self._max_bytes())
+        most = self._max_bytes()
+        first = max(WINDOW_LEAST_BYTES, WINDOW_MIN_BYTES * most // max(most, WINDOW_MAX_BYTES))
+        stream.window_bytes = min(max(2 * stream.window_bytes, first), most)
         return stream
 
     def _max_bytes(self) -> int:

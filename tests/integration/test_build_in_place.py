@@ -64,6 +64,7 @@ def machine(tmp_path: Path) -> Machine:
 @pytest.mark.needs_registry
 @pytest.mark.needs_root
 @pytest.mark.needs_fuse
+@pytest.mark.slow
 def test_a_layer_is_mounted_from_a_registry(
     machine: Machine, source: Path, layer: Path, anonymous_registry: RegistryServer, mountpoint: Path
 ) -> None:

@@ -113,6 +113,7 @@ class TestFailures:
         assert code == 43
         assert "is not an image reference" in line
 
+    @pytest.mark.slow
     def test_no_registry_listens(self, machine: Machine, mountpoint: Path) -> None:
         code, line = machine.failure("mount", f"127.0.0.1:{free_port()}/a/b:v1", mountpoint)
         assert code == 33

@@ -60,6 +60,7 @@ def test_chunks_that_no_file_uses_go_and_the_tree_stays(machine: Machine) -> Non
     assert machine.json("diff", source, target)["summary"]["added"] == 0  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_small_blobs_are_put_together(machine: Machine) -> None:
     layers = [Layer().add(f"f{number}", os.urandom(10_000)).directory(f"d{number}") for number in range(12)]
     source = converted(machine, layers)

@@ -431,6 +431,7 @@ def test_a_nydus_image_is_not_converted_again(machine: Machine, layout: Layout) 
 
 @pytest.mark.needs_root
 @pytest.mark.parametrize("options", [(), ("--no-copy",)])
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_leaves_no_image(
     machine: Machine, layout: Layout, options: tuple[str, ...]
 ) -> None:

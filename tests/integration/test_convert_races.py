@@ -84,6 +84,7 @@ def image(layout: Layout, name: str, architecture: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("both", [("--both",), ()])
+@pytest.mark.slow
 def test_a_tag_that_has_moved_is_left_alone(machine: Machine, layout: Layout, both: tuple[str, ...]) -> None:
     name_index(layout, image(layout, "old", "amd64"))
     place = f"oci:{layout.path}:v1"
@@ -110,6 +111,7 @@ def test_an_image_that_was_added_meanwhile_stays_in_the_index(machine: Machine, 
     ]
 
 
+@pytest.mark.slow
 def test_two_conversions_share_a_build_cache(machine: Machine, layout: Layout, tmp_path: Path) -> None:
     """The one that was there first and ends last keeps what the other has put in."""
     layout.image([Layer().add("f", noise(30 * MIB))], tag="f")

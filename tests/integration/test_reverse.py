@@ -71,6 +71,7 @@ def test_the_merged_tree_is_identical(tmp_path: Path, machine: Machine) -> None:
     assert found == wanted
 
 
+@pytest.mark.slow
 def test_the_same_digest_each_time_and_the_config_stays(tmp_path: Path, machine: Machine) -> None:
     layout = Layout(tmp_path / "source")
     config = {"Cmd": ["/app"], "Env": ["A=b"], "User": "1000", "Labels": {"x": "y"}}

@@ -131,6 +131,7 @@ def test_the_manifest_names_layers_and_their_tables(
 
 
 @pytest.mark.parametrize("names", ["table in the registry only", "table named by its blob"])
+@pytest.mark.slow
 def test_images_of_nydusify_are_read_and_copied(
     machine: Machine, layout: Layout, layers: list[Blob], tmp_path: Path, names: str
 ) -> None:

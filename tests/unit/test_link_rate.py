@@ -3,7 +3,14 @@
 import pytest
 
 from backend.link_rate import LinkRate
-from backend.readahead import AHEAD_S, WINDOW_MAX_BYTES, WINDOW_SURE_BYTES, Readahead
+from backend.readahead import (
+    AHEAD_S,
+    WINDOW_LEAST_BYTES,
+    WINDOW_MAX_BYTES,
+    WINDOW_MIN_BYTES,
+    WINDOW_SURE_BYTES,
+    Readahead,
+)
 
 MIB = 1 << 20
 
@@ -74,3 +81,14 @@ def test_windows_grow_to_what_the_link_brings_in_a_moment(bps: int, window: int)
         readahead.advance(stream, chunk + 2)
         readahead.on_marker(chunk)
     assert stream.window_bytes == window
+
+
+def test_the_first_window_is_small_where_the_largest_is() -> None:
+    link = Link()
+    link.bring(8 * MIB, 1.0)
+    slow, unknown = Readahead(link=link.rate), Readahead(link=Link().rate)
+    for readahead, first in ((slow, WINDOW_LEAST_BYTES), (unknown, WINDOW_MIN_BYTES)):
+        readahead.on_miss(0, 1)
+        stream = readahead.on_miss(1, 2)
+        assert stream is not None
+        assert stream.window_bytes == first

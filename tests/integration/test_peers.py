@@ -107,6 +107,7 @@ def test_reads_go_on_without_scheduler_peers_or_upload_server_and_come_back(tmp_
         cluster.start_scheduler()
         third = cluster.add_host()
         until(lambda: third.peers()["members"] == one.peers()["members"] == 2)
+        until(lambda: any(blob["pieces_held"] for blob in cluster.scheduler_status()["blobs"]))
         third.mount(references[1], "--prefetch", "all")
         assert same(second, third.mount_dir)
         assert third.peers()["traffic"]["peer_bytes"] > 0

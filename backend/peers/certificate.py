@@ -25,7 +25,7 @@ BACKDATE = timedelta(minutes=5)
 """Certificates begin this long ago: the clock of a host may be behind that of the authority."""
 
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,58}[A-Za-z0-9])?")  # a common name has 64 characters at most
-SCOPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=-]{0,127}")
+SCOPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=/-]{0,127}")
 LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 DNS_NAME = re.compile(rf"(?=.{{1,253}}$){LABEL}(\.{LABEL})*")
 
@@ -188,8 +188,27 @@ def _address_name(text: str) -> x509.GeneralName:
 
 def _scope_name(scope: str) -> x509.GeneralName:
     if SCOPE.fullmatch(scope) is None:
-        raise NameUnusable(what="scope", value=scope, why="takes up to 128 letters, digits and . _ : = -")
+        raise NameUnusable(what="scope", value=scope, why="takes up to 128 letters, digits and . _ : = / -")
+    if why := _scope_fault(*scope.partition(":")[::2]):
+        raise NameUnusable(what="scope", value=scope, why=why)
     return x509.UniformResourceIdentifier(SCOPE_URI + scope)
+
+
+def _scope_fault(kind: str, argument: str) -> str:
+    """Why no scheduler would ever ask for it (`ScopeRule.certificate_scope`): so slips are found here."""
+    if kind in ("admin", "cluster"):
+        return "nothing may follow" if argument else ""
+    if kind == "label":
+        return "" if "=" in argument else "write label:NAME=VALUE"
+    if kind == "cidr":
+        try:
+            network = str(ipaddress.ip_network(argument))
+        except ValueError as error:
+            return str(error)
+        return "" if network == argument else f"write cidr:{network}"
+    if kind in ("zone", "list"):  # a host may be in no zone
+        return "" if argument or kind == "zone" else "write list:NAME"
+    return "there is none such; use admin, cluster, zone:NAME, label:NAME=VALUE, cidr:NETWORK or list:NAME"
 
 
 def _alternatives(certificate: x509.Certificate) -> x509.SubjectAlternativeName:

@@ -18,6 +18,8 @@ from backend.peers.pki import (
     issue_certificate,
     read_certificate,
 )
+from backend.peers.scope import ScopeRule
+from backend.peers.wire import HostInfo
 from backend.publishing import CannotWrite
 from tools.main import run
 
@@ -72,6 +74,26 @@ def test_a_certificate_says_what_was_asked_for(authority: Path, tmp_path: Path) 
     assert (tmp_path / "out" / "ca.pem").read_bytes() == (authority / "ca.pem").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("rule", "address", "scope"),
+    [
+        ("zone", "10.0.0.7", "zone:az1"),
+        ("label:rack", "10.0.0.7", "label:rack=r7"),
+        ("cidr:16", "10.0.0.7", "cidr:10.0.0.0/16"),
+        ("cidr:64", "fd00::7", "cidr:fd00::/64"),
+        ("list:left=node7;right=node8", "10.0.0.7", "list:left"),
+    ],
+)
+def test_what_a_scheduler_asks_for_can_be_issued(
+    rule: str, address: str, scope: str, authority: Path, tmp_path: Path
+) -> None:
+    """Certificates took no slash, so that no host could belong to a scope of the kind cidr."""
+    host = HostInfo("node7", f"http://{address}:8771", "az1", {"rack": "r7"})
+    assert ScopeRule(rule).certificate_scope(host, address) == scope
+    facts = issue_certificate(authority, HostWish("node7", (scope, "admin")), tmp_path / "out", NOW)
+    assert facts.scopes == ["admin", scope]
+
+
 def test_issuing_again_renews_with_another_key(authority: Path, tmp_path: Path) -> None:
     first = issue_certificate(authority, HostWish("node7"), tmp_path / "out", NOW)
     before = (tmp_path / "out" / "host.pem").read_text()
@@ -98,6 +120,12 @@ def test_no_certificate_outlives_its_authority(authority: Path, tmp_path: Path) 
         HostWish("node", scopes=("a b",)),
         HostWish("node", scopes=("",)),
         HostWish("node", scopes=("ä",)),
+        HostWish("node", scopes=("zones:az1",)),
+        HostWish("node", scopes=("admin:all",)),
+        HostWish("node", scopes=("label:rack",)),
+        HostWish("node", scopes=("cidr:10.0.0.7/16",)),
+        HostWish("node", scopes=("cidr:10.0.0.0",)),
+        HostWish("node", scopes=("list:",)),
         HostWish("node", addresses=("10.0.0.7:8770",)),
         HostWish("node", addresses=("*.example",)),
         HostWish("node", addresses=("",)),

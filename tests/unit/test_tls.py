@@ -169,20 +169,20 @@ async def test_no_session_is_resumed(cluster: Cluster) -> None:
 async def test_a_renewed_certificate_is_taken_over(cluster: Cluster) -> None:
     server = PeerTls(cluster.issue("one"))
     assert server.refresh() is False
-    cluster.issue("one", scopes=("new",))
+    cluster.issue("one", scopes=("zone:new",))
     assert server.refresh() is True
     _, met_by_client = await meet(server.server, cluster.host("two").client)
     assert isinstance(met_by_client, PeerIdentity)
-    assert met_by_client.scopes == {"new"}
+    assert met_by_client.scopes == {"zone:new"}
 
 
 async def test_files_are_looked_at_again_and_again(cluster: Cluster, autojump_clock: object) -> None:
     server = PeerTls(cluster.issue("one"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.keep_fresh)
-        cluster.issue("one", scopes=("new",))
+        cluster.issue("one", scopes=("zone:new",))
         await trio.sleep(REFRESH_S + 1)
-        assert server.facts.scopes == ["new"]
+        assert server.facts.scopes == ["zone:new"]
         nursery.cancel_scope.cancel()
 
 

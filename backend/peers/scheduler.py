@@ -201,9 +201,22 @@ class Scheduler:
             self.state.refused += 1
             why = f"it comes from {call.peer} and names an upload server at {announce.host.url[:128]}"
             raise AnnounceRefused(host=announce.host.id[:64], why=why)
+        else:
+            self._check_id(announce.host)
         answer = self.state.announce(announce, call.peer, self._clock())
         self._announcements += 1
         return answer
+
+    def _check_id(self, host: HostInfo) -> None:
+        """Without certificates the address is all that is known of a host: nobody elsewhere takes its id.
+
+        Raises `AnnounceRefused`. A host that has moved is taken when its silence at the old place is over.
+        """
+        known = self.state.hosts.get(host.id)
+        if known is not None and host_of(known.info.url) != host_of(host.url):
+            self.state.refused += 1
+            why = f"there is one of that name at {host_of(known.info.url)}; host_id in [peers] gives another"
+            raise AnnounceRefused(host=host.id[:64], why=why)
 
     def _check_certificate(self, host: HostInfo, call: Connection) -> None:
         """The host may be reached where it says, belongs to its scope, and nobody else has its id.

@@ -16,10 +16,10 @@ from typing import ClassVar
 
 import msgspec
 
+from backend.peers.announce_check import BLOBS_MAX, fault_of
 from backend.peers.known_hosts import BlobSwarm, Held, KnownHost, patience_s
 from backend.peers.lease_book import LeaseBook
 from backend.peers.leases import OriginShare, split_share
-from backend.peers.limit_settings import LIMIT_MAX
 from backend.peers.membership import Membership
 from backend.peers.pace import Pace
 from backend.peers.piece import PieceSet
@@ -39,9 +39,6 @@ from backend.peers.wire import (
 from rafs.errors import NydusError
 
 NEIGHBOURS_MAX = 40
-BLOBS_MAX = 4096
-"""Of one host, at a time."""
-PIECES_MAX = 1 << 16
 SETTLE_S = 5.0
 """A new scheduler does not tell hosts that know each other who is there before it has heard all of them: most
 often it then knows what they know, and has nothing to tell."""
@@ -180,19 +177,8 @@ class SchedulerState:
     # -- what hosts say
 
     def _check(self, announce: Announce) -> None:
-        host_id = announce.host.id
-        if not host_id or len(host_id) > 256 or len(announce.host.labels) > 64:
-            self._refuse(host_id[:64], "a name of 1 to 256 characters and at most 64 labels are needed")
-        if len(announce.holdings) > BLOBS_MAX or len(announce.wanted) > BLOBS_MAX:
-            self._refuse(host_id, f"more than {BLOBS_MAX} blobs")
-        wants = announce.origin_wants
-        if any(each is not None and not 0 <= each <= LIMIT_MAX for each in msgspec.structs.astuple(wants)):
-            self._refuse(host_id, f"it wants {wants} of the origin")
-        for holding in announce.holdings:
-            if not 0 <= holding.pieces <= PIECES_MAX or len(holding.blob_id) > 128:
-                self._refuse(host_id, f"a blob of {holding.pieces} pieces")
-            if any(not 0 <= piece < holding.pieces for piece in holding.added):
-                self._refuse(host_id, "a piece outside of its blob")
+        if why := fault_of(announce):
+            self._refuse(announce.host.id[:64], why)
 
     def _refuse(self, host_id: str, why: str) -> None:
         self.refused += 1

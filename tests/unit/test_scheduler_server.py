@@ -124,3 +124,23 @@ async def test_slow_and_silent_clients_are_dropped(autojump_clock: object) -> No
                 if begun:
                     await stream.send_all(begun)
                 assert await rest_of(stream) == b""
+
+
+async def test_nobody_at_another_address_takes_the_id_of_a_host() -> None:
+    """One could say goodbye for another host, or have those that look for it come to itself."""
+    of_another = {"host": HostInfo("one", "http://127.0.0.2:1")}
+    async with scheduler() as (made, port):
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(announcement())
+            assert (await answer_on(stream))[0] == 200
+        for more in ({}, {"is_leaving": True}):
+            body = msgspec.json.encode(Announce(**of_another, **more))  # type: ignore[arg-type]
+            with trio.socket.socket() as other:
+                await other.bind(("127.0.0.2", 0))
+                await other.connect(("127.0.0.1", port))
+                stream = trio.SocketStream(other)
+                await stream.send_all(request("POST", "/v1/announce", body))
+                status, said = await answer_on(stream)
+                assert (status, b"one of that name at 127.0.0.1" in said) == (422, True)
+        assert {host.info.url for host in made.state.hosts.values()} == {OWN.url}
+        assert made.state.refused == 2

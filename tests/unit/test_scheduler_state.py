@@ -14,7 +14,7 @@ from backend.peers.scheduler_state import (
     SchedulerState,
 )
 from backend.peers.scope import ScopeInvalid, ScopeRule
-from backend.peers.wire import Announce, Answer, BadPeer, Holding, HostInfo
+from backend.peers.wire import Announce, Answer, BadPeer, Holding, HostInfo, Traffic
 
 BLOB = "b" * 64
 
@@ -212,6 +212,15 @@ def test_bad_scopes(rule: str) -> None:
         Announce(HostInfo("one", "http://x"), is_everything=True, holdings=[Holding(BLOB, 4, b"toolong")]),
         Announce(HostInfo("one", "http://x"), is_everything=True, holdings=[Holding(BLOB, 4, b"\xff")]),
         Announce(HostInfo("one", "http://x"), wanted=[BLOB] * 5000),
+        Announce(HostInfo("one", "http://x"), dropped=[BLOB] * 5000),
+        Announce(HostInfo("one", "http://" + "x" * 300)),
+        Announce(HostInfo("one", "http://x", zone="z" * 300)),
+        Announce(HostInfo("one", "http://x", labels={"rack": "r" * 300})),
+        Announce(HostInfo("one", "http://x", labels={"r" * 300: "rack"})),
+        Announce(HostInfo("one\x1b[2J", "http://x")),
+        Announce(HostInfo("one", "http://x"), uploads=-1),
+        Announce(HostInfo("one", "http://x"), traffic=Traffic(origin_bytes=-1)),
+        Announce(HostInfo("one", "http://x"), traffic=Traffic(served_bytes=10**400)),
     ],
 )
 def test_absurd_numbers_are_refused_and_counted(announce: Announce) -> None:

@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import resource
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--channel", type=int, required=True)
     options = parser.parse_args(arguments)
     configure_logging(options.log_level, sys.stderr)
+    # A terminal interrupts all that it runs at once; the supervisor has us unmount first then.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("0")  # the supervisor's is for itself
     limit_files()

@@ -175,6 +175,25 @@ def test_being_told_to_end_unmounts_first_and_serves_what_is_busy(
     assert find_mount(mount) is None
 
 
+def test_a_terminal_may_interrupt_all_at_once(machine: Machine, image: str) -> None:
+    """Ctrl-C reaches the agent and the template, too: they died with tracebacks, and others unmounted."""
+    mount = machine.directory / "mnt"
+    command = machine.command("agent")
+    with subprocess.Popen(
+        command, env=machine.environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as agent:
+        try:
+            wait_until(lambda: serving_agent(machine) is not None)
+            machine.nydus("mount", image, mount)
+        finally:
+            os.killpg(agent.pid, signal.SIGINT)
+            _, said = agent.communicate(timeout=DEADLINE_S)
+    assert agent.returncode == 0
+    assert find_mount(mount) is None
+    assert "Traceback" not in said
+    assert " ended with " not in said
+
+
 def test_an_idle_agent_takes_no_time_and_little_memory(machine: Machine, image: str, driver: str) -> None:
     machine.nydus("mount", "--driver", driver, "--prefetch", "none", image, machine.directory / "mnt")
     agent = serving_agent(machine)

@@ -160,7 +160,7 @@ async def _wait_for_first_byte(
         return
     timeout_s = site.options.first_byte_timeout_s
     if await wait_for_bytes(file, ready, first.end, transport, timeout_s) == ready:
-        if request.kind != "decoded" and not request.may_fetch:
+        if not request.may_fetch:
             raise _absent(request, "it is not here, or not whole")
         raise _unavailable("the bytes will not come here")
 

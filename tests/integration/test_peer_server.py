@@ -374,6 +374,17 @@ async def test_what_will_not_come_is_said_before_the_head(empty: tuple[FillingFi
     assert admission.over == [(0, SIZE, 0)]
 
 
+async def test_what_turns_out_not_to_be_on_its_way_is_not_here(empty: tuple[FillingFile, bytes]) -> None:
+    """An upload server has to ask the agent first; a range that is not here is none all the same."""
+    file, _ = empty
+    file.arriving.append((0, SIZE))
+    file.die()
+    async with serving(file) as server, client_of(server) as client:
+        assert (await client.get(DECODED)).status == 409
+        assert (await client.get(ENCODED)).status == 404
+        assert server.refused == {"not here": 2}
+
+
 async def test_a_body_that_will_not_come_is_never_complete(empty: tuple[FillingFile, bytes]) -> None:
     file, content = empty
     file.land(0, MIB)

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import trio
 
 from backend.peers.claims import Claim
@@ -69,6 +70,7 @@ class HostLimits:
         """Called when `yielded_bps` has changed."""
         self._owned: dict[object, Claim] = {}
         self._wanted_bytes = 0
+        self._served_bytes = 0
         self._meter = _OriginMeter(clock())
         self._changed = trio.Event()
         self.waits = {name: LimitWait() for name in ("download", "origin_request", "upload")}
@@ -137,6 +139,7 @@ class HostLimits:
     def note_served(self, n_bytes: int) -> None:
         """Counts bytes that another process of this host has served; `pace` counts those of this one."""
         self._rule.served(n_bytes, self._clock())
+        self._served_bytes += n_bytes
 
     @property
     def yielded_bps(self) -> float | None:
@@ -222,7 +225,7 @@ class HostLimits:
 
     def statistics(self) -> LimitStatistics:
         """A snapshot."""
-        return self._tree.statistics()
+        return msgspec.structs.replace(self._tree.statistics(), up_bytes=self._served_bytes)
 
     async def _wait(self, claim: Claim, event: trio.Event, wait: "LimitWait") -> None:
         self._pump()

@@ -83,7 +83,8 @@ def _expose_limits(out: Exposition, control: LimitControl) -> None:
     )
     passed = status.statistics
     out.gauge("limit_waiting", "Parts of downloads and requests that wait for a limit.", passed.waiting)
-    waits = control.limits.waits
+    # Uploads wait in the process that sends them.
+    waits = {each: wait for each, wait in control.limits.waits.items() if each != "upload"}
     out.counters(
         "limit_waits", "Parts that had to wait.", [({"for": each}, w.count) for each, w in waits.items()]
     )

@@ -336,3 +336,11 @@ def test_the_stricter_limit_of_two_counts() -> None:
     assert own.tightened_by(told) == LimitSettings(
         host_up_bps=5, host_down_bps=0, origin_rps=7, task_up_bps=3
     )
+
+
+async def test_what_the_upload_server_has_sent_is_counted(autojump_clock: MockClock) -> None:
+    """It is another process, whose bytes pass no gate of this one: 0 was shown."""
+    async with open_limits(LimitSettings()) as limits:
+        limits.note_served(MIB)
+        await limits.pace(5, PeerRequest())
+        assert limits.statistics().up_bytes == MIB + 5

@@ -50,6 +50,8 @@ def run(
     The code that decides is that of the agents and of the scheduler; links and time are a model.
     """
     size_bytes = size_option("--size", size)
+    if not size_bytes:
+        raise typer.BadParameter("there is nothing to fetch", param_hint="--size")
     if plot is not None:
         _check_matplotlib(plot)
     if topology is not None:

@@ -161,6 +161,7 @@ def test_the_verb_reports(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     assert b"2 hosts, 1.0 GiB" in capfdbinary.readouterr().out
     assert run_command(["simulate", "--hosts", "0"]) == 2
     assert run_command(["simulate", "--rate", "fast"]) == 2
+    assert run_command(["simulate", "--hosts", "2", "--size", "0"]) == 2
 
 
 def test_the_curve_is_drawn_or_it_is_said_what_is_missing(

@@ -15,6 +15,7 @@ from fuse.agent.peer_options import PeerOptions
 from fuse.supervisor.launch import python_command
 from rafs.errors import NydusError
 from tools.limit_options import section_limits
+from tools.scheduler_url import check_scheduler_urls
 from tools.settings import Settings
 
 CREDENTIALS_SOCKET = "credentials.sock"
@@ -33,7 +34,7 @@ class ConfigInvalid(NydusError):
 
 
 class PeerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[peers]` of the file; every key is also a flag of `nydus-py agent`."""
+    """`[peers]` of the file; every key but `host_id` is also a flag of `nydus-py agent`."""
 
     scheduler: list[str] = []
     zone: str = ""
@@ -60,8 +61,8 @@ class CredentialSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     service_account_dir: str = ""
 
 
-class ConfigFile(msgspec.Struct, frozen=True):
-    """The file. `limits` as `tools.limit_options` reads them.
+class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file. `limits` as `tools.limit_options` reads them; what is not known is a slip of the pen.
 
     `metrics_listen`: where scrapers are answered, besides the socket.
     """
@@ -96,9 +97,10 @@ def read_config(path: Path | None) -> ConfigFile:
 
 
 def peer_options(settings: Settings, section: PeerSection) -> PeerOptions | None:
-    """What the agent is told; None when no scheduler is named."""
+    """What the agent is told; None when no scheduler is named. Raises `SchedulerUrlInvalid`."""
     if not section.scheduler:
         return None
+    check_scheduler_urls(section.scheduler)
     pki = os.path.abspath(section.pki) if section.pki else None
     return PeerOptions(
         schedulers=section.scheduler,

@@ -38,6 +38,7 @@ from tools.limit_options import (
 from tools.output import JsonOption, emit, talk
 from tools.runtime import run_async
 from tools.scheduler_client import ask_scheduler
+from tools.scheduler_url import check_scheduler_urls
 from tools.sizes import format_size
 
 DEFAULT_URL = "http://127.0.0.1:8770"
@@ -131,6 +132,7 @@ def _scheduler(
     change: LimitsChange, scope: str, others: list[str], tls: PeerTls | None, *, trusts_addresses: bool
 ) -> Scheduler:
     others = list(dict.fromkeys(others))
+    check_scheduler_urls(others)
     state = SchedulerState(
         new_epoch(),
         ScopeRule(scope),
@@ -182,9 +184,16 @@ def _lines(status: SchedulerStatus) -> Iterator[str]:
 
 def _limit_lines(limits: LimitsStatus) -> Iterator[str]:
     yield f"limits of each host: {', '.join(limit_lines(msgspec.structs.asdict(limits.hosts))) or 'none'}"
-    yield f"limits of all together: {_origin_line(limits.origin)}; lent: {_origin_line(limits.granted)}"
+    lent = "" if limits.origin == OriginShare() else f"; lent: {_lent_line(limits.granted)}"
+    yield f"limits of all together: {_origin_line(limits.origin)}{lent}"
 
 
 def _origin_line(share: OriginShare) -> str:
     values = {"origin_bps": share.bps, "origin_rps": share.rps, "origin_concurrency": share.concurrency}
     return ", ".join(limit_lines(values)) or "no limit"
+
+
+def _lent_line(share: OriginShare) -> str:
+    """A limit of 0 is a pause; of which nobody wants anything, nothing is lent."""
+    lent = OriginShare(share.bps or None, share.rps or None, share.concurrency or None)
+    return "nothing" if lent == OriginShare() != share else _origin_line(lent)

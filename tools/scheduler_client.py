@@ -4,12 +4,13 @@ import http
 import http.client
 import ssl
 from typing import ClassVar, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 
 from backend.peers.tls_failure import tls_failure
+from backend.peers.wire import refusal_text
 from rafs.errors import NydusError
+from tools.scheduler_url import scheduler_place
 
 TIMEOUT_S = 5.0
 
@@ -32,27 +33,29 @@ def ask_scheduler(
     *,
     context: ssl.SSLContext | None = None,
 ) -> T:
-    """One request to the scheduler at `http://HOST:PORT`, `https` with a `context`.
+    """One request to the scheduler at `url`: with TLS if it says so or there is a `context`, never without.
 
-    Raises `SchedulerSilent` and `CertificateRefused`.
+    Raises `SchedulerSilent`, `SchedulerUrlInvalid` and `CertificateRefused`.
     """
-    parts = urlsplit(url)
-    place = (parts.hostname or "", parts.port or 80)
+    scheme, host, port = scheduler_place(url)
+    if context is None and scheme == "https":
+        context = ssl.create_default_context()
     connection = (
-        http.client.HTTPConnection(*place, timeout=TIMEOUT_S)
+        http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
         if context is None
-        else http.client.HTTPSConnection(*place, timeout=TIMEOUT_S, context=context)
+        else http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=context)
     )
     try:
         connection.request(method, target, msgspec.json.encode(body) if body is not None else None)
         response = connection.getresponse()
         data = response.read()
         if response.status != http.HTTPStatus.OK:
-            raise SchedulerSilent(url=url, why=data.decode(errors="replace")[:256])
+            raise SchedulerSilent(url=url, why=refusal_text(data))
         return msgspec.json.decode(data, type=answer)
     except ssl.SSLError as error:
         raise tls_failure(error, url) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise SchedulerSilent(url=url, why=str(error) or type(error).__name__) from error
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise SchedulerSilent(url=url, why=why) from error
     finally:
         connection.close()

@@ -21,7 +21,7 @@ from backend.peers.limit_control import LimitControl
 from backend.peers.scheduler_link import BAD_PEERS_MAX, SchedulerLink, chosen_of, summed_leases
 from backend.peers.terms_follower import follow_terms
 from backend.peers.tls_failure import tls_failure
-from backend.peers.wire import ANNOUNCE_TARGET, Announce, Answer, Terms
+from backend.peers.wire import ANNOUNCE_TARGET, Announce, Answer, Terms, refusal_text
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ class Announcer:
                 async with self._http.exchange(request) as response:
                     data = await response.read(ANSWER_MAX_BYTES)
                     if response.status != 200:
-                        why = data.decode(errors="replace")[:256]
+                        why = refusal_text(data)
                         raise SchedulerRefused(where=url, why=why, status=response.status)
             return msgspec.json.decode(data, type=Answer)
         except (trio.TooSlowError, msgspec.DecodeError) as error:

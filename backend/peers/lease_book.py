@@ -110,9 +110,13 @@ class LeaseBook:
             self._account(host, NOTHING)
 
     def granted(self, now: float) -> OriginShare:
-        """The sum of what live leases allow."""
+        """The sum of what live leases allow; no number for what has no limit."""
         live = [self._live(host, now) for host in self._hosts.values()]
-        return _share(_sum(live))
+        bps, rps, places = (
+            math.inf if limit == math.inf else amount
+            for amount, limit in zip(_sum(live), self._limit, strict=True)
+        )
+        return _share((bps, rps, places))
 
     def _live(self, host: _Host, now: float) -> Amounts:
         return _most(each.amounts for each in host.grants if each.expires_at > now)

@@ -162,3 +162,19 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     scope: str = ""
     limits: LimitSettings = LimitSettings()
     lease: Lease | None = None
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    error: str
+
+
+REFUSAL_CHARACTERS = 256
+
+
+def refusal_text(data: bytes) -> str:
+    """Why a scheduler refused, from the body of its answer; the body itself when it is somebody else's."""
+    try:
+        text = msgspec.json.decode(data, type=_Refusal).error
+    except msgspec.DecodeError:
+        text = data.decode(errors="replace")
+    return text.strip()[:REFUSAL_CHARACTERS]

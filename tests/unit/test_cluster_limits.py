@@ -44,6 +44,12 @@ def test_every_answer_has_the_limits_and_a_lease() -> None:
     assert (state.granted(4.0).bps or 0) < 100 * MIB
 
 
+def test_without_a_limit_no_number_says_what_is_lent() -> None:
+    """It was 0, which is a pause, when there was no host."""
+    assert LeaseBook(OriginShare(), 0.0).granted(9.0) == OriginShare()
+    assert LeaseBook(OriginShare(bps=7), 0.0).granted(9.0) == OriginShare(bps=0)
+
+
 @pytest.mark.parametrize(
     "wants", [OriginShare(-1), OriginShare(1 << 60), OriginShare(0, 1e300), OriginShare(0, 0, -4)]
 )

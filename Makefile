@@ -7,7 +7,7 @@ SOURCES := rafs fuse builder backend tools tests
 
 BUILD_PACKAGES := python3-venv python3-dev gcc pkg-config libfuse3-dev fuse3
 DEMO_PACKAGES := $(BUILD_PACKAGES) docker-registry
-TEST_PACKAGES := $(DEMO_PACKAGES) skopeo containerd umoci buildah erofs-utils attr zstd nginx-light openssl busybox-static e2fsprogs runc xfsprogs btrfs-progs iproute2
+TEST_PACKAGES := $(DEMO_PACKAGES) curl skopeo containerd umoci buildah erofs-utils attr zstd nginx-light openssl busybox-static e2fsprogs runc xfsprogs btrfs-progs iproute2
 BENCH_PACKAGES := $(DEMO_PACKAGES) erofs-utils squashfs-tools zstd
 BENCH_PODS_PACKAGES := $(DEMO_PACKAGES) containerd runc busybox-static iproute2
 BENCH_PEERS_PACKAGES := $(DEMO_PACKAGES) iproute2 iptables curl

@@ -19,7 +19,7 @@ from backend.peers.swarm import ERRANDS_MAX, Swarm
 
 
 class PiecePicker:
-    """See above. `have`: what the host has of the blob. What is begun has to be ended with `end`."""
+    """See above. `have`: what the host has of the blob. Every piece is begun once, and ended with `end`."""
 
     def __init__(
         self,
@@ -46,8 +46,7 @@ class PiecePicker:
         return not self._have.lacking & ~self._begun.mask
 
     def end(self, piece: int) -> None:
-        """A piece that was begun has come, or will not come; then it may be begun again."""
-        self._begun.discard(piece)
+        """A piece has come, or what can be had of it: an image need not name all chunks of its blobs."""
         self._own_begun.discard(piece)
         self._errands.discard(piece)
 

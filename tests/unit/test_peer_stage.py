@@ -110,6 +110,22 @@ async def test_another_host_gives_and_the_origin_is_not_asked(tmp_path: Path) ->
         assert r.hub.counters.origin_bytes == 0
 
 
+async def test_a_prefetch_ends_although_a_piece_never_becomes_whole(tmp_path: Path) -> None:
+    fetched: list[int] = []
+
+    async def fetch_all_but_one(chunks: Sequence[int]) -> None:
+        fetched.extend(chunks)
+        await r.fetcher.ensure_chunks([chunk for chunk in chunks if chunk != 2], FetchClass.PREFETCH)
+
+    async with rig(tmp_path, gives, 6) as (r, _):
+        stage = r.fetcher._peers
+        assert stage is not None
+        with trio.fail_after(10):  # an image need not name all chunks of its blobs, and a disk may be full
+            await stage.spread(fetch_all_but_one)
+        assert sorted(fetched) == list(range(6))
+        r.check(0, 1, 3, 4, 5)
+
+
 async def test_what_a_host_gives_in_part_is_taken_and_the_rest_brought_from_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

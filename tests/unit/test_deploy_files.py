@@ -182,6 +182,24 @@ def test_the_agents_unit_leaves_alone_what_outlives_the_supervisor() -> None:
     )
 
 
+def snapshot_root() -> Path:
+    """Where the snapshotter's unit keeps snapshots, and images are mounted."""
+    text = (DEPLOY / "systemd/nydus-py-snapshotter.service").read_text()
+    (root,) = re.findall(r"(?m)^ExecStart=.* --root (\S+)$", text)
+    return Path(root)
+
+
+def test_units_wait_for_the_disk_that_snapshots_are_on() -> None:
+    """One of its own may come late (nofail); below it, the root would be made in what it then hides."""
+    text = (DEPLOY / "systemd/nydus-py-snapshotter.service").read_text()
+    (disk,) = re.findall(r"(?m)^RequiresMountsFor=(\S+)$", text)
+    assert snapshot_root().is_relative_to(disk)
+    # The agent serves images elsewhere, too, and needs only the order.
+    unit = f"{disk.strip('/').replace('/', '-')}.mount"
+    after = re.findall(r"(?m)^After=(.*)$", (DEPLOY / "systemd/nydus-py-agent.service").read_text())
+    assert unit in " ".join(after).split()
+
+
 DEBIAN = """\
 version = 2
 [plugins."io.containerd.grpc.v1.cri"]

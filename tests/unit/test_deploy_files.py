@@ -1,6 +1,7 @@
 """The files of deploy/: what reads them in earnest takes them."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -198,6 +199,19 @@ def test_units_wait_for_the_disk_that_snapshots_are_on() -> None:
     unit = f"{disk.strip('/').replace('/', '-')}.mount"
     after = re.findall(r"(?m)^After=(.*)$", (DEPLOY / "systemd/nydus-py-agent.service").read_text())
     assert unit in " ".join(after).split()
+
+
+def test_who_mounts_and_who_detaches_does_it_for_the_host() -> None:
+    """From a volume that only receives mounts nothing is detached elsewhere: the host keeps a dead one."""
+    spec = of_kind("DaemonSet")["spec"]["template"]["spec"]
+    root = os.fspath(snapshot_root())
+    assert root in [volume.get("hostPath", {}).get("path") for volume in spec["volumes"]]
+    for container in spec["containers"]:
+        (volume,) = [mount for mount in container["volumeMounts"] if mount["mountPath"] == root]
+        assert volume["mountPropagation"] == "Bidirectional", container["name"]
+        # Kubernetes allows it to no other container.
+        assert container["securityContext"]["privileged"] is True
+    assert f"--root={root}" in spec["containers"][1]["args"]
 
 
 DEBIAN = """\

@@ -67,5 +67,5 @@ def credential_options(settings: Settings, section: CredentialSection) -> Creden
 
 
 def _access(section: CredentialSection) -> KubeAccess:
-    account = Path(section.service_account_dir) if section.service_account_dir else ACCOUNT_DIR
-    return KubeAccess(section.kube_api, account) if section.kube_api else KubeAccess.in_cluster()
+    url = section.kube_api or KubeAccess.in_cluster().url
+    return KubeAccess(url, Path(section.service_account_dir or ACCOUNT_DIR))

@@ -13,6 +13,7 @@ from backend.credential_helper import CredentialsUnusable
 from backend.credential_service import CredentialServiceSilent, CredentialSocket, credential_routes
 from backend.credentials import Credential, FixedCredential, NoCredentials
 from backend.json_api import serve_api
+from backend.kube_api import KubeAccess
 from fuse.supervisor.listener import listen
 from tools.credential_options import credential_options
 from tools.peer_config import CREDENTIALS_SOCKET, CredentialSection, PeerSection, peer_options
@@ -156,6 +157,19 @@ def test_images_that_are_opened_for_others_ask_the_same_socket(
     assert options is not None
     assert options.credentials_socket == f"{tmp_path}/{CREDENTIALS_SOCKET}"
     assert credential_options(settings, CredentialSection()).socket == tmp_path / CREDENTIALS_SOCKET
+
+
+def test_a_service_account_that_is_named_is_taken_in_a_pod_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    section = CredentialSection(pull_secrets=True, service_account_dir=str(tmp_path))
+    assert credential_options(make_settings(), section).kube_access == KubeAccess(
+        "https://10.0.0.1:443", tmp_path
+    )
+    usual = CredentialSection(pull_secrets=True)
+    assert credential_options(make_settings(), usual).kube_access == KubeAccess("https://10.0.0.1:443")
 
 
 async def test_a_service_that_need_not_be_there(tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ class PullSecrets:
                     pause_s, told = FIRST_PAUSE_S, ""
                     await self._watch(kind, api, version)
             except WatchExpired:
+                await trio.sleep(FIRST_PAUSE_S)  # a server may say so at once, again and again
                 continue
             except NydusError as error:
                 failure = error

@@ -12,7 +12,7 @@ import trio
 
 from backend.credentials import Credential
 from backend.kube_api import KubeAccess, KubeApiFailed
-from backend.pull_secrets import PullSecrets
+from backend.pull_secrets import FIRST_PAUSE_S, PullSecrets
 from tests.contract.fault_server import Asked, FaultServer, Reply, fault_server
 
 HOST = "r.example.com"
@@ -141,6 +141,27 @@ async def test_a_watch_that_has_expired_lists_again(api: Api) -> None:
         await api.watched.wait()
         api.secrets = [secret("one", "after")]
         await until(source, ["after"])
+
+
+async def test_an_api_server_for_which_everything_has_expired_is_not_asked_all_the_time(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    sleep = trio.sleep
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0.001)
+
+    monkeypatch.setattr("backend.pull_secrets.trio.sleep", pause)
+    api.refuse = Reply(410, body=b'{"message": "too old"}')
+    async with running(api) as (_, server):
+        with trio.fail_after(20):
+            while len(server.asked) < 10:
+                await sleep(0.001)
+        # Each of the two lists pauses before it is asked for again.
+        assert pauses == [FIRST_PAUSE_S] * len(pauses)
+        assert len(pauses) >= len(server.asked) - 2
 
 
 async def test_one_broken_secret_hides_none(api: Api) -> None:

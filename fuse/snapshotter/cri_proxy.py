@@ -65,17 +65,16 @@ def start_cri_proxy(path: Path, containerd: Path, auths: CriAuths) -> CriProxy:
     channel = grpc.insecure_channel(f"unix://{containerd.absolute()}", options=options)
     pool = futures.ThreadPoolExecutor(THREADS, thread_name_prefix="cri-proxy")
     server = grpc.server(pool, handlers=[_Forwarding(channel, auths)], options=_OPTIONS)
-    path.unlink(missing_ok=True)
     before = os.umask(0o177)
     try:
-        bound = server.add_insecure_port(f"unix://{path.absolute()}")
-    except RuntimeError as error:
+        path.unlink(missing_ok=True)
+        server.add_insecure_port(f"unix://{path.absolute()}")
+    except (OSError, RuntimeError) as error:
         channel.close()
-        raise CannotProxy(path=path, why="the socket cannot be bound") from error
+        why = (isinstance(error, OSError) and error.strerror) or "the socket cannot be bound"
+        raise CannotProxy(path=path, why=why.lower()) from error
     finally:
         os.umask(before)
-    if not bound:
-        raise CannotProxy(path=path, why="the socket cannot be bound")
     server.start()
     return CriProxy(server, channel, path)
 

@@ -208,8 +208,11 @@ async def test_pulls_are_learned_from(
 
 
 def test_a_socket_that_cannot_be(tmp_path: Path, auths: CriAuths) -> None:
-    with pytest.raises(CannotProxy):
-        start_cri_proxy(tmp_path / ("x" * 120), tmp_path / "behind.sock", auths)
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "file").touch()
+    for name in ("x" * 120, "none/s", "directory", "file/s"):
+        with pytest.raises(CannotProxy):
+            start_cri_proxy(tmp_path / name, tmp_path / "behind.sock", auths)
 
 
 def test_a_service_manager_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import trio
 
 from backend.credentials import Credential
-from backend.origin import api_repository
+from backend.origin import HUB_ALIASES, api_repository
 from backend.reference import normal_name
 from fuse.snapshotter import image_auth_pb2 as pb
 
@@ -117,4 +117,4 @@ def _is_for(server_address: str, host: str) -> bool:
         return True
     bare = server_address.partition("://")[2] or server_address
     named = bare.partition("/")[0]
-    return named == host or (host == "docker.io" and named in ("index.docker.io", "registry-1.docker.io"))
+    return named == host or {named, host} <= HUB_ALIASES

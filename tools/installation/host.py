@@ -9,8 +9,6 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from backend.publishing import publish_file, reporting_writes, staging_directory
 from tools.installation.ledger import LEDGER_PATH, Entry, Ledger, below, fingerprint
 
@@ -149,11 +147,6 @@ class Host:
 def changed_since(entry: Entry, data: bytes | None) -> bool:
     """Whether somebody else has changed or removed what was written."""
     return data is None or fingerprint(data) != entry.sha256
-
-
-def as_report(changes: list[Change]) -> list[dict[str, str]]:
-    """For JSON."""
-    return [msgspec.to_builtins(change) for change in changes]
 
 
 def _mode(place: Path) -> int:

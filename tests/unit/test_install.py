@@ -2,12 +2,13 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 import tomlkit
 
-from backend.publishing import publish_file
+from backend.publishing import DiskFull, publish_file
 from tests.integration.cli_machine import Machine
 from tools.main import run
 
@@ -356,3 +357,25 @@ def test_one_that_was_killed_in_the_middle_is_gone_on_with_or_removed(
         host.report("--remove")
         assert host.tree() == before, last
     assert not killed
+
+
+@pytest.mark.needs_root
+def test_a_full_disk_leaves_what_can_be_removed(host: HostTree, capfd: pytest.CaptureFixture[str]) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(host.root)], check=True)
+    try:
+        host.write(MAIN, DEBIAN)
+        before = host.tree()
+        for blocks in range(40):
+            subprocess.run(["mount", "-o", f"remount,size={(3 + blocks) * 4}k", str(host.root)], check=True)
+            code = run(["install", "--root", str(host.root)])
+            capfd.readouterr()
+            assert code in (0, DiskFull.exit_code)
+            subprocess.run(["mount", "-o", "remount,size=1m", str(host.root)], check=True)
+            host.report("--remove")
+            assert host.tree() == before, blocks
+            if code == 0:
+                break
+        assert code == 0
+        assert blocks > 3
+    finally:
+        subprocess.run(["umount", str(host.root)], check=True)

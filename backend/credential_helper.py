@@ -10,7 +10,8 @@ import trio
 from backend.bounded_process import Finished, OutputTooLong, run_bounded
 from backend.contract import BackendError
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+PROGRAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+"""Of a helper or plugin: one name, which leads to no other directory."""
 LONGEST_ANSWER_BYTES = 1 << 20
 
 
@@ -34,7 +35,7 @@ class HelperAnswer(msgspec.Struct):
 async def ask_helper(name: str, key: str, timeout_s: float) -> HelperAnswer | None:
     """What helper `name` knows about server `key`, None for nothing. Raises `CredentialsUnusable`."""
     program = f"docker-credential-{name}"
-    if not _NAME.fullmatch(name):
+    if not PROGRAM_NAME.fullmatch(name):
         raise CredentialsUnusable(where=repr(program), why="not the name of a credential helper")
     return _answer(program, await ask_program([program, "get"], key.encode(), timeout_s))
 

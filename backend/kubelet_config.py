@@ -3,19 +3,17 @@
 https://kubernetes.io/docs/reference/config-api/kubelet-config.v1/#kubelet-config-k8s-io-v1-CredentialProviderConfig
 """
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from backend.credential_helper import CredentialsUnusable
+from backend.credential_helper import PROGRAM_NAME, CredentialsUnusable
 from backend.go_duration import parse_duration
 from backend.image_pattern import matches
 
 CONFIG_VERSIONS = tuple(f"kubelet.config.k8s.io/{version}" for version in ("v1", "v1beta1", "v1alpha1"))
 PLUGIN_VERSIONS = tuple(f"credentialprovider.kubelet.k8s.io/{v}" for v in ("v1", "v1beta1", "v1alpha1"))
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _LARGEST_FILE_BYTES = 1 << 20
 
 
@@ -75,7 +73,7 @@ def read_providers(path: Path, plugin_dir: Path) -> tuple[Provider, ...]:
 
 
 def _provider(each: _Provider, plugin_dir: Path) -> Provider:
-    if not _NAME.fullmatch(each.name):
+    if not PROGRAM_NAME.fullmatch(each.name):
         raise ValueError(f"provider {each.name!r}: not the name of a program")
     if each.api_version not in PLUGIN_VERSIONS:
         raise ValueError(f"provider {each.name}: apiVersion {each.api_version!r} is not known")

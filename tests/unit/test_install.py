@@ -237,6 +237,14 @@ def test_the_settings_go_where_the_section_counts(host: HostTree) -> None:
     assert other.read_text() == DEBIAN
 
 
+def test_two_stars_in_imports_are_one_as_for_containerd(host: HostTree) -> None:
+    host.write(MAIN, 'imports = ["/etc/containerd/**/**.toml"]\n' + DEBIAN)
+    host.write("etc/containerd/a/.cri.toml", DEBIAN)
+    host.write("etc/containerd/a/deeper/cri.toml", DEBIAN)
+    assert host.report()["etc/containerd/a/.cri.toml"] == "edited"
+    assert "nydus-py" not in host.text("etc/containerd/a/deeper/cri.toml")
+
+
 def test_a_place_of_hosts_toml_that_is_set_is_used(host: HostTree) -> None:
     text = '\n[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/etc/docker/certs.d"\n'
     host.write(MAIN, DEBIAN + text)
@@ -258,6 +266,7 @@ def test_mirrors_of_the_old_kind_exclude_hosts_toml(host: HostTree) -> None:
         ("[plugins", "not TOML"),
         ("root = '/x'\n", "version 1"),
         ("version = 9\n", "version 9"),
+        ("version = [2]\n", "version [2]"),
         ("version = 2\nimports = 'x'\n", "not a list"),
         ("version = 2\nplugins = 'x'\n", "not a table"),
         ("version = 2\n[plugins.'io.containerd.grpc.v1.cri']\ncontainerd = 1\n", "not a table"),

@@ -6,6 +6,7 @@ drop-in, and the settings of CRI into the file whose section counts.
 """
 
 import fnmatch
+import glob
 import os
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
@@ -56,8 +57,8 @@ def plan_containerd(root: Path, *, with_mirror: bool) -> ContainerdPlan:
     """Reads the configuration below `root`. Raises `ContainerdConfigUnusable`."""
     main = _load(root, CONFIG_PATH)
     version = main.get("version", 2 if not main else 1)
-    if version not in _PLUGIN:
-        why = f"version {version} of the configuration is not known; see `containerd config migrate`"
+    if not isinstance(version, int) or version not in _PLUGIN:
+        why = f"version {_plain(version)} of the configuration is not known; see `containerd config migrate`"
         raise ContainerdConfigUnusable(path=CONFIG_PATH, why=why)
     imports = _plain(main.get("imports", []))
     if not isinstance(imports, list) or not all(isinstance(each, str) for each in imports):
@@ -163,8 +164,9 @@ def _section_that_counts(
     found = (CONFIG_PATH, main)
     for pattern in imports:
         absolute = os.path.normpath(os.path.join("/etc/containerd", pattern))
-        for path in sorted(root.glob(absolute.lstrip("/"))):
-            name = f"/{path.relative_to(root)}"
+        # Not Path.glob: for Go, too, two stars are one.
+        for place in sorted(glob.glob(absolute.lstrip("/"), root_dir=root, include_hidden=True)):
+            name = f"/{place}"
             if name != dropin and _find(document := _load(root, name), _PLUGIN[version]) is not None:
                 found = (name, document)
     return found

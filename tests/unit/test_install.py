@@ -237,6 +237,13 @@ def test_the_settings_go_where_the_section_counts(host: HostTree) -> None:
     assert other.read_text() == DEBIAN
 
 
+def test_a_star_in_imports_is_part_of_one_name(host: HostTree) -> None:
+    host.write(MAIN, 'imports = ["/etc/c*/*.toml"]\n' + DEBIAN)
+    host.report()
+    # That pattern does not reach into conf.d.
+    assert tomlkit.parse(host.text(MAIN))["imports"] == ["/etc/c*/*.toml", f"/{DROPIN}"]
+
+
 def test_two_stars_in_imports_are_one_as_for_containerd(host: HostTree) -> None:
     host.write(MAIN, 'imports = ["/etc/containerd/**/**.toml"]\n' + DEBIAN)
     host.write("etc/containerd/a/.cri.toml", DEBIAN)

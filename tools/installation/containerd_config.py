@@ -10,7 +10,7 @@ import glob
 import os
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import tomlkit
@@ -154,7 +154,7 @@ def _dropin(imports: Sequence[str]) -> str:
 
 def _is_imported(path: str, imports: Sequence[str]) -> bool:
     absolute = [os.path.normpath(os.path.join("/etc/containerd", pattern)) for pattern in imports]
-    return any(fnmatch.fnmatchcase(path, pattern) for pattern in absolute)
+    return any(PurePosixPath(path).match(pattern) for pattern in absolute)  # a star matches no slash
 
 
 def _section_that_counts(

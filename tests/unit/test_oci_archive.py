@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -57,8 +58,8 @@ async def test_published_image_comes_back(tmp_path: Path) -> None:
 
 async def test_other_tools_find_a_layout_in_it(tmp_path: Path) -> None:
     result = await publish(make_image(tmp_path / "build"), tmp_path / "a.tar")
-    with tarfile.open(tmp_path / "a.tar") as archive:
-        archive.extractall(tmp_path / "layout", filter="data")
+    (tmp_path / "layout").mkdir()
+    subprocess.run(["tar", "-xf", tmp_path / "a.tar", "-C", tmp_path / "layout"], check=True)
     async with open_store(parse_reference(f"oci:{tmp_path / 'layout'}:v1")) as store:
         assert (await store.fetch_metadata(tmp_path / "images")).digest == result.digest
     assert json.loads((tmp_path / "layout/oci-layout").read_bytes()) == {"imageLayoutVersion": "1.0.0"}

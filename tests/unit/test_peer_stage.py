@@ -28,6 +28,7 @@ from rafs.codec import Compressor
 MIB = 1 << 20
 OWN = HostInfo("own", "http://10.0.0.1:1")
 OTHER = HostInfo("other", "http://10.0.0.2:1")
+THIRD = HostInfo("third", "http://10.0.0.3:1")
 Give = Callable[[str, PeerRequest, memoryview], Awaitable[None]]
 
 
@@ -349,3 +350,49 @@ async def test_a_fetch_that_is_given_up_leaves_nothing_behind(tmp_path: Path) ->
             await r.fetcher.ensure(0, 3)
     assert r.cached.arriving == {}
     assert r.hub.queue.asked == 0
+
+
+@pytest.mark.parametrize("second_wins", [True, False])
+async def test_a_slow_host_is_hedged_and_the_first_answer_wins(tmp_path: Path, second_wins: bool) -> None:
+    second_asked = trio.Event()
+    asked_at: list[float] = []
+    given_up: list[str] = []
+
+    async def give(url: str, request: PeerRequest, buffer: memoryview) -> None:
+        asked_at.append(trio.current_time())
+        is_second = len(asked_at) == 2
+        if is_second:
+            second_asked.set()
+        if is_second == second_wins:
+            await second_asked.wait()
+            await gives(url, request, buffer)
+            return
+        buffer[: MIB // 2] = bytes(MIB // 2)
+        try:
+            await trio.sleep_forever()
+        finally:
+            given_up.append(url)
+
+    async with rig(tmp_path, give) as (r, client):
+        swarm, blob_id = r.hub.swarm, r.blob.entry.blob_id
+        have = PieceSet(4)
+        have.update(range(4))
+        members = MemberChange(2, full=True, joined=[OWN, OTHER, THIRD])
+        holders = [HolderChange(blob_id, host.id, 4, bytes(have)) for host in (OTHER, THIRD)]
+        swarm.take(Answer("e", 2, 1.0, members, holders))
+        for _ in range(20):
+            swarm.hedge.note(0.2)
+        after_s = swarm.hedge.after_s()
+        with trio.fail_after(10):
+            assert await r.fetcher.ensure(0, 0) is not None
+        r.check(0)
+        urls = [url for url, _ in client.asked]
+        assert sorted(urls) == [OTHER.url, THIRD.url]
+        assert asked_at[1] - asked_at[0] >= after_s
+        assert given_up == [urls[0 if second_wins else 1]]
+        assert r.reader.requests == []
+        assert (r.hub.counters.hedges, r.hub.counters.dead_peers, r.hub.counters.wrong_bytes) == (1, 0, 0)
+        assert r.hub.counters.peer_bytes == MIB
+        assert [swarm.health_of(host.id).in_flight for host in (OTHER, THIRD)] == [0, 0]
+        assert r.hub.queue.asked == 0
+    assert r.cached.arriving == {}

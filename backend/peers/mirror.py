@@ -178,8 +178,13 @@ def _open_verified(path: Path, part: Descriptor) -> int | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    size_bytes = os.fstat(descriptor).st_size
-    if size_bytes == part.size_bytes and file_digest(descriptor, size_bytes) == part.hex:
-        return descriptor
-    os.close(descriptor)
-    return None
+    try:
+        size_bytes = os.fstat(descriptor).st_size
+        is_right = size_bytes == part.size_bytes and file_digest(descriptor, size_bytes) == part.hex
+    except BaseException:
+        os.close(descriptor)
+        raise
+    if not is_right:
+        os.close(descriptor)
+        return None
+    return descriptor

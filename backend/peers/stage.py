@@ -215,14 +215,20 @@ class PeerStage:
             finally:
                 first_ended.set()
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(ask_first, nursery.cancel_scope)
-            with trio.move_on_after(self._hub.swarm.hedge.after_s()):
-                await first_ended.wait()
-            if not first_ended.is_set():
-                await self._hedge(choice, portion, buffer, ticket, piece, tried, winner)
-                if winner:
-                    nursery.cancel_scope.cancel()
+        with self._pool.buffers.lent(len(buffer)) as second:
+            won_second = False
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask_first, nursery.cancel_scope)
+                with trio.move_on_after(self._hub.swarm.hedge.after_s()):
+                    await first_ended.wait()
+                if not first_ended.is_set():
+                    got = await self._hedge(choice, portion, second, ticket, piece, tried)
+                    if got is not None and not winner:
+                        winner.append(got)
+                        won_second = True
+                        nursery.cancel_scope.cancel()
+            if won_second:  # and the first request, which may have written until now, is over
+                buffer[:] = second
         if not winner:
             raise failure[0]
         return winner[0]
@@ -235,24 +241,19 @@ class PeerStage:
         ticket: Ticket,
         piece: int,
         tried: set[str],
-        winner: list[Given],
-    ) -> None:
-        """Asks a second host for the same; its answer counts when it is there first."""
+    ) -> Given | None:
+        """Asks a second host for the same."""
         hub = self._hub
         blob_id, size, now = self._blob.blob_id, len(buffer), trio.current_time()
         other = hub.swarm.other_holder(blob_id, piece, size, now, {*tried, choice.host.id})
         if other is None:
-            return
+            return None
         hub.counters.hedges += 1
-        with self._pool.buffers.lent(size) as second:
-            try:
-                got = await self._request(AskPeer(other), portion, second, ticket)
-            except PeerFailed as error:
-                self._note_failure(AskPeer(other), error, piece, tried, portion)
-                return
-            if not winner:
-                winner.append(got)
-                buffer[:] = second
+        try:
+            return await self._request(AskPeer(other), portion, buffer, ticket)
+        except PeerFailed as error:
+            self._note_failure(AskPeer(other), error, piece, tried, portion)
+            return None
 
     async def _request(self, choice: AskPeer, portion: Portion, buffer: memoryview, ticket: Ticket) -> Given:
         hub, size = self._hub, len(buffer)

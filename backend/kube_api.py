@@ -23,7 +23,7 @@ from backend.http import HttpClient, HttpOptions, HttpRequest, HttpResponse, Htt
 ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 WATCH_S = 290
 """The server ends a watch by itself after this."""
-PAGE_ITEMS = 250
+PAGE_ITEMS = 50
 LIST_MAX_BYTES = 512 << 20
 EVENT_MAX_BYTES = 8 << 20
 """A secret has 1 MiB at most, and base64 makes it longer."""

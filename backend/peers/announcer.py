@@ -95,9 +95,7 @@ class Announcer:
         try:
             answer = await self._send(link.url, announce)
         except BackendError as error:
-            if link.is_answering or len(self._links) == 1:
-                log.info("%s; going on with %d known hosts", error, len(self._hub.swarm.members))
-            self._complain(error, link.url)
+            self._complain(error, link)
             pause_s = link.failed(self._hub.chance.random())
             self._choose()
             self._lend()
@@ -150,11 +148,16 @@ class Announcer:
         for link in self._links:
             link.bad_peers = (link.bad_peers + fresh)[:BAD_PEERS_MAX]
 
-    def _complain(self, error: BackendError, url: str) -> None:
-        """Once of each thing that does not pass by itself, as a certificate that is over."""
+    def _complain(self, error: BackendError, link: SchedulerLink) -> None:
+        """Once of each thing that does not pass by itself, as a certificate that is over, and once of each
+        time in which a scheduler does not answer.
+        """
         if isinstance(error, TlsFailed):
-            error = tls_failure(error, url)
+            error = tls_failure(error, link.url)
         elif not isinstance(error, SchedulerRefused) or not error.fields.get("status"):
+            if not link.has_failed:
+                known = len(self._hub.swarm.members)
+                log.warning("scheduler %s: %s; going on with %d known hosts", link.url, error, known)
             return
         if str(error) != self._complaint:
             self._complaint = str(error)

@@ -195,6 +195,7 @@ class Scheduler:
 
     def _announce(self, call: Connection, body: bytes) -> Answer:
         announce = ANNOUNCES.decode(body)
+        reporter = announce.host.id
         if self._tls:
             self._check_certificate(announce.host, call)
         elif not self._trusts_addresses and host_of(announce.host.url) != call.peer:
@@ -203,7 +204,8 @@ class Scheduler:
             raise AnnounceRefused(host=announce.host.id[:64], why=why)
         else:
             self._check_id(announce.host)
-        answer = self.state.announce(announce, call.peer, self._clock())
+            reporter = call.peer if not self._trusts_addresses else reporter  # a machine may take any ids
+        answer = self.state.announce(announce, call.peer, self._clock(), reporter)
         self._announcements += 1
         return answer
 

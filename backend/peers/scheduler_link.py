@@ -44,6 +44,11 @@ class SchedulerLink:
         """Whether the last announcement was answered."""
         return self.answering_since != math.inf
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has not answered since it was asked in vain."""
+        return self._failures > 0
+
     def choose(self, *, is_chosen: bool) -> None:
         """It is the one to learn from, or not any more. What it tells counts from nothing on."""
         self.is_chosen = is_chosen

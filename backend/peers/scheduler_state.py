@@ -101,8 +101,11 @@ class SchedulerState:
         """Those that count now."""
         return self.terms.limits
 
-    def announce(self, announce: Announce, address: str, now: float) -> Answer:
-        """Takes an announcement from `address` in and gives the answer. Raises `AnnounceRefused`."""
+    def announce(self, announce: Announce, address: str, now: float, reporter: str = "") -> Answer:
+        """Takes an announcement from `address` in and gives the answer. Raises `AnnounceRefused`.
+
+        `reporter`: as whose its reports of liars count; without, the host's.
+        """
         self._check(announce)
         host = self._host_of(announce, address, now)
         if announce.is_leaving:
@@ -117,7 +120,7 @@ class SchedulerState:
         understood = knows_each_other or announce.is_everything
         if understood:
             self._take_holdings(host, announce)
-        self._note_reports(host, announce, now)
+        self._note_reports(announce, reporter or host.info.id, now)
         wanted = [] if announce.is_standby else announce.wanted
         host.interval_s = self._interval_of(announce)
         return Answer(
@@ -339,10 +342,10 @@ class SchedulerState:
 
     # -- liars
 
-    def _note_reports(self, host: KnownHost, announce: Announce, now: float) -> None:
+    def _note_reports(self, announce: Announce, reporter: str, now: float) -> None:
         for bad in announce.bad_peers[:64]:
-            if bad.host_id in self.hosts and bad.host_id != host.info.id:
-                self._reports.setdefault(bad.host_id, {})[host.info.id] = now
+            if bad.host_id in self.hosts and bad.host_id != announce.host.id:
+                self._reports.setdefault(bad.host_id, {})[reporter] = now
 
     def _banned(self, now: float) -> list[str]:
         """Hosts that several others have caught sending wrong bytes."""

@@ -10,7 +10,7 @@ import trio
 from backend.json_api import BODY_MAX_BYTES, HEAD_MAX_BYTES
 from backend.peers.scheduler import Scheduler
 from backend.peers.scheduler_state import SchedulerState
-from backend.peers.wire import Announce, Answer, HostInfo, Terms
+from backend.peers.wire import Announce, Answer, BadPeer, HostInfo, Terms
 
 OWN = HostInfo("one", "http://127.0.0.1:8771")
 
@@ -144,3 +144,23 @@ async def test_nobody_at_another_address_takes_the_id_of_a_host() -> None:
                 assert (status, b"one of that name at 127.0.0.1" in said) == (422, True)
         assert {host.info.url for host in made.state.hosts.values()} == {OWN.url}
         assert made.state.refused == 2
+
+
+async def test_one_machine_with_many_ids_bans_nobody_without_certificates() -> None:
+    async def tell(port: int, name: str, address: str, **more: object) -> Answer:
+        stream = await trio.open_tcp_stream("127.0.0.1", port, local_address=address)
+        async with stream:
+            announce = Announce(HostInfo(name, f"http://{address}:8771"), **more)  # type: ignore[arg-type]
+            await stream.send_all(request("POST", "/v1/announce", msgspec.json.encode(announce)))
+            status, body = await answer_on(stream)
+            assert status == 200
+            return msgspec.json.decode(body, type=Answer)
+
+    accusation = [BadPeer("honest", "b" * 64)]
+    async with scheduler() as (_, port):
+        await tell(port, "honest", "127.0.0.1")
+        for name in ("one", "two", "three"):
+            answer = await tell(port, name, "127.0.0.2", bad_peers=accusation)
+            assert answer.banned == []
+        answer = await tell(port, "four", "127.0.0.3", bad_peers=accusation)
+        assert answer.banned == ["honest"]

@@ -83,6 +83,7 @@ class Connection:
             if self._out:
                 self._flush()
             if not self._out:
+                self._serve()  # what has arrived before the last answer went out
                 self._read()
         except WAITING as error:
             self._watch(write=isinstance(error, ssl.SSLWantWriteError))
@@ -178,8 +179,6 @@ class Connection:
         if self._out:
             self.deadline = self._server.now() + REQUEST_TIMEOUT_S
         self._watch(write=bool(self._out))
-        if not self._out and self._received:
-            self._serve()
 
     def _watch(self, *, write: bool) -> None:
         mask = select.EPOLLOUT if write else select.EPOLLIN

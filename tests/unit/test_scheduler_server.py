@@ -164,3 +164,18 @@ async def test_one_machine_with_many_ids_bans_nobody_without_certificates() -> N
             assert answer.banned == []
         answer = await tell(port, "four", "127.0.0.3", bad_peers=accusation)
         assert answer.banned == ["honest"]
+
+
+async def test_very_many_requests_in_one_go_are_answered_one_after_the_other() -> None:
+    count, data = 2000, b""
+    async with (
+        scheduler() as (_, port),
+        await trio.open_tcp_stream("127.0.0.1", port) as stream,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(stream.send_all, request("GET", "/nothing") * count)
+        with trio.fail_after(20):
+            while data.count(b"HTTP/1.1 404") < count:
+                part = await stream.receive_some()
+                assert part, "hung up"
+                data += part

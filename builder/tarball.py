@@ -21,6 +21,7 @@ from typing import IO, BinaryIO, Self, cast
 import zstandard
 from isal import isal_zlib
 
+from backend.bounded_member import BoundedMember
 from builder.content_digest import ContentDigest, DigestedStream
 from builder.pipeline import ChunkPipeline
 from builder.prefetch_patterns import PrefetchPatterns
@@ -43,20 +44,11 @@ _BROKEN: tuple[type[Exception], ...] = (
     ArithmeticError,
     LookupError,
 )
-_EXTENDED_TYPES = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
 _BEHIND_MAX = 64 << 20
 """Bytes behind the end mark, where tar programs leave zeros up to the end of a record."""
-_EXTENDED_MAX = 16 << 20
-"""Bytes of an extended header, which is read as a whole; extended attributes of a file take 256 KiB."""
 
 
-class _StrictMember(tarfile.TarInfo):
+class _StrictMember(BoundedMember):
     """A member of an archive that must be sound to its end mark.
 
     `TarFile.next` takes a broken or missing header behind the first one for the end of the archive, and half
@@ -64,12 +56,6 @@ class _StrictMember(tarfile.TarInfo):
     """
 
     _ends_anywhere = False
-
-    # The one place that every header passes, in the tarfile modules of Python and of Debian's Python alike.
-    def _proc_member(self, tarfile: tarfile.TarFile) -> Self:
-        if self.type in _EXTENDED_TYPES and self.size > _EXTENDED_MAX:
-            raise ReadError(f"an extended header of {self.size} bytes")
-        return super()._proc_member(tarfile)  # type: ignore[misc,no-any-return]
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:

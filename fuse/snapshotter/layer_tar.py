@@ -20,6 +20,7 @@ from typing import IO, BinaryIO, ClassVar, cast
 import zstandard
 from isal import igzip, isal_zlib
 
+from backend.bounded_member import BoundedMember
 from backend.compression import START_BYTES, compression_of
 from rafs.errors import NydusError
 
@@ -51,7 +52,9 @@ def unpack_layer(packed: BinaryIO, layer: str, target: Path, lower: Sequence[Pat
     with contextlib.ExitStack() as stack:
         plain = cast("IO[bytes]", _Hashed(_unpacked(packed, stack), digest))
         try:
-            with tarfile.open(fileobj=plain, mode="r|", errors="surrogateescape") as archive:
+            with tarfile.open(
+                fileobj=plain, mode="r|", errors="surrogateescape", tarinfo=BoundedMember
+            ) as archive:
                 _LayerWriter(target, lower).write(archive)
             while plain.read(_COPY_BYTES):
                 pass  # what lies behind the end of the tar belongs to the digest
@@ -98,7 +101,8 @@ class _LayerWriter:
         self._times: dict[str, int] = {}
 
     def write(self, archive: tarfile.TarFile) -> None:
-        for member in archive:
+        while (member := archive.next()) is not None:
+            archive.members = []  # type: ignore[attr-defined]  # they would all be kept otherwise
             self._write_member(archive, member)
         for path, time_ns in self._times.items():
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -187,11 +191,14 @@ class _LayerWriter:
         return os.path.join(self._root, *real)
 
     def _make_parents(self, directory: str) -> None:
-        if os.path.isdir(directory):
-            return
-        above = os.path.dirname(directory)
-        if above != self._root:
-            self._make_parents(above)
+        lacking = []
+        while not os.path.isdir(directory):
+            lacking.append(directory)
+            directory = os.path.dirname(directory)
+        for directory in reversed(lacking):
+            self._make_parent(directory)
+
+    def _make_parent(self, directory: str) -> None:
         _remove(directory)
         os.mkdir(directory, 0o755)
         name = os.path.relpath(directory, self._root)

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import stat
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,17 @@ def test_what_is_broken_is_said_to_be_so(tmp_path: Path, data: bytes) -> None:
 def test_other_content_than_the_image_says_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LayerNotUnpacked, match="its image says sha256:00"):
         unpack(Layer().add("f", b"x").tar(), tmp_path / "root", diff_id="sha256:" + "0" * 64)
+
+
+def test_an_extended_header_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("x")
+    member.type, member.size = tarfile.XHDTYPE, 1 << 40
+    with pytest.raises(LayerNotUnpacked, match="an extended header of"):
+        unpack(member.tobuf(tarfile.GNU_FORMAT) + bytes(10_240), tmp_path / "root")
+
+
+def test_directories_as_deep_as_a_path_can_be(tmp_path: Path) -> None:
+    deep = "d/" * 1500 + "f"
+    root = tmp_path / "root"
+    unpack(Layer().add(deep, b"x").tar(), root)
+    assert (root / deep).read_bytes() == b"x"

@@ -102,6 +102,7 @@ class EncodedBlob:
                 for offset in range(start, end, READ_BYTES):
                     data = await read(offset, min(READ_BYTES, end - offset))
                     if not await trio.to_thread.run_sync(self._write, offset, memoryview(data)):
+                        await self.note_disk(is_full=True)  # nothing more may come to be decoded
                         return False
             epoch = self.cached.epoch
             digest = await trio.to_thread.run_sync(file_digest, self.cached.descriptor, self.parts.size_bytes)

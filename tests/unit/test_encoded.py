@@ -134,6 +134,22 @@ async def test_a_full_disk_ends_the_keeping_and_not_the_reading(
 
 
 @pytest.mark.logs_warning
+async def test_a_disk_that_is_full_for_the_rest_gets_its_space_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as r:
+        await r.fetcher.ensure(0, 4)
+        assert r.encoded.cached.usage_bytes() > 0
+
+        def full(offset: int, parts: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(r.encoded.cached, "store", full)
+        assert not await r.complete()
+        assert r.encoded.cached.usage_bytes() == 0
+
+
+@pytest.mark.logs_warning
 async def test_encoded_bytes_give_way_when_decoded_ones_find_no_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ forgotten it, before its files go: whatever instant the process dies at, what `s
 import errno
 import logging
 import os
-import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -72,7 +72,8 @@ class Directories:
                     owner = owner_of.stat()
                     os.chown(self.files(number), owner.st_uid, owner.st_gid)
         except BaseException:
-            shutil.rmtree(top, ignore_errors=True)
+            with suppress(OSError):
+                remove_tree(top)
             raise
 
     def replace_files(self, number: int, filled: Path) -> None:
@@ -80,7 +81,7 @@ class Directories:
         place = self.files(number)
         with reporting_disk(filled):
             if os.listdir(place):  # by a process that was killed before it could write that down
-                shutil.rmtree(place)
+                remove_tree(place)
             os.rename(filled, place)
 
     def doom(self, number: int) -> None:
@@ -107,11 +108,22 @@ class Directories:
     def _remove(self, top: Path) -> None:
         try:
             detach_mounts(top / "fs")
-            shutil.rmtree(top)
-        except FileNotFoundError:
-            return
+            remove_tree(top)
         except (OSError, NydusError) as error:
             log.warning("%s is not removed: %s", top, error)
+
+
+def remove_tree(top: Path) -> None:
+    """Removes a directory, if it is there, and all in it; not what is mounted in it. Raises `OSError`.
+
+    By rm(1): a container can make directories deeper than `shutil.rmtree`, which recurses, ever comes, and
+    with longer paths than the kernel takes at once.
+    """
+    command = ["rm", "-rf", "--one-file-system", "--", os.fspath(top)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise OSError(errno.EIO, lines[0] if lines else f"rm ended with {done.returncode}", os.fspath(top))
 
 
 def detach_mounts(directory: Path) -> None:

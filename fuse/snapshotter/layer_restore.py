@@ -4,10 +4,10 @@ That becomes necessary when another image shares a layer and has no Nydus varian
 working in the middle of a pull: then the layer is downloaded, verified and unpacked here.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from backend.ocidigest import DigestMismatch
 from backend.pieces import pump
 from backend.reference import RegistryReference, parse_reference
 from backend.registry import RegistryClient, RegistryOptions
-from fuse.snapshotter.directories import reporting_disk
+from fuse.snapshotter.directories import remove_tree, reporting_disk
 from fuse.snapshotter.layer_tar import unpack_layer
 from fuse.snapshotter.records import SourceLayer
 
@@ -42,7 +42,8 @@ class LayerRestorer:
         """
         log.info("%s: layer %s is fetched whole", layer.reference, layer.digest)
         for left in place.glob(f"{_PREFIX}*"):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it goes with the snapshot
+                remove_tree(left)
         with reporting_disk(place), tempfile.TemporaryFile(dir=place) as packed:
             await self._download(layer, cast("BinaryIO", packed))
             packed.seek(0)
@@ -54,7 +55,8 @@ class LayerRestorer:
                 )
                 await trio.to_thread.run_sync(unpack)
             except BaseException:
-                shutil.rmtree(target, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    remove_tree(target)
                 raise
         return target
 

@@ -22,6 +22,7 @@ from isal import igzip, isal_zlib
 
 from backend.bounded_member import BoundedMember
 from backend.compression import START_BYTES, compression_of
+from fuse.snapshotter.directories import remove_tree
 from rafs.errors import NydusError
 
 OPAQUE_MARK = ".wh..wh..opq"
@@ -232,7 +233,7 @@ def _set_xattr(path: str, name: str, value: bytes) -> None:
 
 def _remove(path: str) -> None:
     if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
+        remove_tree(Path(path))
     else:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)

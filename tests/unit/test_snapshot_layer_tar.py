@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from fuse.snapshotter.directories import remove_tree
 from fuse.snapshotter.layer_tar import LayerNotUnpacked, unpack_layer
 from tests.oci_images import MTIME, Layer
 
@@ -134,3 +135,5 @@ def test_directories_as_deep_as_a_path_can_be(tmp_path: Path) -> None:
     root = tmp_path / "root"
     unpack(Layer().add(deep, b"x").tar(), root)
     assert (root / deep).read_bytes() == b"x"
+    remove_tree(root)  # which pytest cannot
+    assert not root.exists()

@@ -130,6 +130,20 @@ def test_what_is_removed_is_freed_by_cleanup(client: Client) -> None:
     assert client.directories() == []
 
 
+def test_what_a_container_has_nested_deeper_than_any_path_is_freed_too(client: Client) -> None:
+    (mount,) = client.prepare("one")
+    here = os.open(mount.source, os.O_RDONLY)
+    for _ in range(3000):  # more than Python recurses, and than PATH_MAX has room for
+        os.mkdir("dd", dir_fd=here)
+        deeper = os.open("dd", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = deeper
+    os.close(here)
+    client.key("Remove", "one")
+    client.call("Cleanup", pb.CleanupRequest(), empty_pb2.Empty)
+    assert client.directories() == []
+
+
 def test_one_of_many_prepares_of_a_key_wins(client: Client) -> None:
     def attempt(_: int) -> str:
         return client.code("Prepare", pb.PrepareRequest(key="same"), pb.MountsResponse)

@@ -26,6 +26,7 @@ from backend.peers.wire import ANNOUNCE_TARGET, Announce, Answer, Terms, refusal
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 2.0
+COMPLAINTS_MAX = 16
 NEWS_PAUSE_S = 0.02
 """Mounts of many blobs register them one by one."""
 ANSWER_MAX_BYTES = 64 << 20
@@ -50,7 +51,6 @@ class Announcer:
         context: ssl.SSLContext | None = None,
     ) -> None:
         self._control, self._hub, self._http, self._context = control, hub, http, context
-        self._complaint = ""
         self._links = [SchedulerLink(url, hub) for url in dict.fromkeys(urls)]
         self._links[0].choose(is_chosen=True)
 
@@ -149,19 +149,13 @@ class Announcer:
             link.bad_peers = (link.bad_peers + fresh)[:BAD_PEERS_MAX]
 
     def _complain(self, error: BackendError, link: SchedulerLink) -> None:
-        """Once of each thing that does not pass by itself, as a certificate that is over, and once of each
-        time in which a scheduler does not answer.
-        """
+        """Each reason once until it answers: somebody has to mend it, or to know that peers are missing."""
         if isinstance(error, TlsFailed):
             error = tls_failure(error, link.url)
-        elif not isinstance(error, SchedulerRefused) or not error.fields.get("status"):
-            if not link.has_failed:
-                known = len(self._hub.swarm.members)
-                log.warning("scheduler %s: %s; going on with %d known hosts", link.url, error, known)
-            return
-        if str(error) != self._complaint:
-            self._complaint = str(error)
-            log.warning("%s", error)
+        said = str(error) if link.url in str(error) else f"scheduler {link.url}: {error}"
+        if said not in link.complaints and len(link.complaints) < COMPLAINTS_MAX:
+            link.complaints.add(said)
+            log.warning("%s; going on with %d known hosts", said, len(self._hub.swarm.members))
 
     async def _leave(self, link: SchedulerLink) -> None:
         if link.is_answering:

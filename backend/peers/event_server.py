@@ -49,6 +49,7 @@ class Connection:
     __slots__ = (
         "_begun",
         "_hold",
+        "_is_last",
         "_mask",
         "_out",
         "_received",
@@ -66,6 +67,8 @@ class Connection:
         self.deadline = server.now() + REQUEST_TIMEOUT_S
         self._received, self._out = bytearray(), memoryview(b"")
         self._mask, self._hold, self._begun = select.EPOLLIN, False, True
+        self._is_last = False
+        """Nothing is answered after what is in `_out`."""
 
     @property
     def certificate(self) -> Mapping[str, Any] | None:
@@ -82,7 +85,9 @@ class Connection:
         try:
             if self._out:
                 self._flush()
-            if not self._out:
+            if self._is_last:
+                self._end_if_sent()
+            elif not self._out:
                 self._serve()  # what has arrived before the last answer went out
                 self._read()
         except WAITING as error:
@@ -126,7 +131,7 @@ class Connection:
 
     def _serve(self) -> None:
         """Answers the requests that have arrived, until one is held or an answer does not go out."""
-        while self._received and not self._hold and not self._out and self.is_open:
+        while self._received and not (self._hold or self._out or self._is_last) and self.is_open:
             end = self._received.find(HEAD_END, 0, HEAD_MAX_BYTES + len(HEAD_END))
             if end < 0:
                 if len(self._received) > HEAD_MAX_BYTES:
@@ -163,12 +168,17 @@ class Connection:
         )
         self._begun = bool(self._received)
         self.deadline = self._server.now() + (REQUEST_TIMEOUT_S if self._begun else IDLE_TIMEOUT_S)
-        self._out = memoryview(head + body)
+        self._out, self._is_last = memoryview(head + body), is_last
         self._flush()
         if is_last:
-            if self.tls is None:
-                self.sock.shutdown(socket.SHUT_WR)
-            self.close()
+            self._end_if_sent()
+
+    def _end_if_sent(self) -> None:
+        if self._out:
+            return
+        if self.tls is None:
+            self.sock.shutdown(socket.SHUT_WR)
+        self.close()
 
     def _flush(self) -> None:
         try:

@@ -30,6 +30,8 @@ class SchedulerLink:
         self.is_chosen = False
         self.answering_since = math.inf
         """When it began to answer; `inf` while it does not."""
+        self.complaints: set[str] = set()
+        """Why it does not answer, as was said already; empty while it does."""
         self.bad_peers: list[BadPeer] = []
         """To be reported."""
         self._hub = hub
@@ -43,11 +45,6 @@ class SchedulerLink:
     def is_answering(self) -> bool:
         """Whether the last announcement was answered."""
         return self.answering_since != math.inf
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether it has not answered since it was asked in vain."""
-        return self._failures > 0
 
     def choose(self, *, is_chosen: bool) -> None:
         """It is the one to learn from, or not any more. What it tells counts from nothing on."""
@@ -88,6 +85,7 @@ class SchedulerLink:
         if is_new and self._epoch:
             self.answering_since = now
         self._failures = 0
+        self.complaints.clear()
         self._epoch, self._sequence = answer.epoch, answer.sequence
         if announce.is_standby != self.is_chosen:
             self._members_version = answer.members.version

@@ -8,6 +8,7 @@ import msgspec
 import trio
 
 from backend.json_api import BODY_MAX_BYTES, HEAD_MAX_BYTES
+from backend.peers.event_server import Answered, EventServer
 from backend.peers.scheduler import Scheduler
 from backend.peers.scheduler_state import SchedulerState
 from backend.peers.wire import Announce, Answer, BadPeer, HostInfo, Terms
@@ -179,3 +180,18 @@ async def test_very_many_requests_in_one_go_are_answered_one_after_the_other() -
                 part = await stream.receive_some()
                 assert part, "hung up"
                 data += part
+
+
+async def test_a_large_last_answer_comes_whole_to_who_reads_late() -> None:
+    body = bytes(8 << 20)
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    server = EventServer(listener, lambda *_: Answered(200, body), connections_max=4, clock=trio.current_time)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.run)
+        async with await trio.open_tcp_stream(*listener.getsockname()) as stream:
+            await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            await trio.sleep(0.3)
+            answer = await rest_of(stream)
+        nursery.cancel_scope.cancel()
+    assert answer.partition(b"\r\n\r\n")[2] == body

@@ -6,9 +6,9 @@ import msgspec
 
 from fuse.agent.client import call
 from fuse.agent.peer_report import PeerStatus
+from fuse.agent.request import STATUS_TARGET
 
 STATUS_TIMEOUT_S = 5.0
-STATUS_TARGET = "/api/v1/status"
 
 
 class Fetched(msgspec.Struct, frozen=True):

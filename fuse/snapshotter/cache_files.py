@@ -1,5 +1,6 @@
 """What layers of mounted images have in the cache: how much it is, and that it goes when they do."""
 
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +9,8 @@ from backend.cache_directory import blob_files, remove_blob
 from backend.contract import BackendError
 from backend.metadata import MANIFEST_NAME, read_manifest, remove_metadata
 from fuse.snapshotter.directories import Usage
+
+log = logging.getLogger(__name__)
 
 
 class CacheUsage:
@@ -31,9 +34,13 @@ class CacheUsage:
 def forget_image(cache_dir: Path, digest: str, needed: Iterable[str]) -> None:
     """Removes metadata and blobs of an image, but for blobs of the images `needed` (digests of manifests).
 
-    Raises `OSError`, `CannotWrite`.
+    Raises `OSError`, `CannotWrite`; `BackendError` when it cannot be told what those need.
     """
-    gone = _blobs(cache_dir, digest)
+    try:
+        gone = _blobs(cache_dir, digest)
+    except BackendError as error:
+        log.warning("blobs of a removed image stay in the cache: %s", error)
+        gone = set()
     for other in needed:
         gone -= _blobs(cache_dir, other)
     remove_metadata(cache_dir / "images", digest)
@@ -44,8 +51,8 @@ def forget_image(cache_dir: Path, digest: str, needed: Iterable[str]) -> None:
 def _blobs(cache_dir: Path, digest: str) -> set[str]:
     try:
         manifest = read_manifest(_directory(cache_dir, digest) / MANIFEST_NAME)
-    except (OSError, BackendError):
-        return set()
+    except FileNotFoundError:
+        return set()  # it has never been mounted
     return {layer.hex for layer in manifest.layers}
 
 

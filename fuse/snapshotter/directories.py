@@ -97,9 +97,10 @@ class Directories:
         """Removes every directory whose number is not `known`, to the ledger or as one that is being made.
 
         That is asked after they were listed, so that a new one is never taken for rubbish. What cannot be
-        removed stays, with a warning.
+        removed stays, with a warning. Raises `SnapshotError` when they cannot be listed.
         """
-        names = os.listdir(self._snapshots)
+        with reporting_disk(self._snapshots):
+            names = os.listdir(self._snapshots)
         kept = known()
         for name in names:
             if not (name.isdecimal() and int(name) in kept):

@@ -21,6 +21,7 @@ from fuse.snapshotter.failures import (
     NoRoom,
     RequestInvalid,
     RootUnusable,
+    SnapshotError,
     SnapshotExists,
     SnapshotMissing,
     SnapshotUnfit,
@@ -96,7 +97,7 @@ class Ledger:
 
     def ids(self) -> set[int]:
         """Those of all snapshots and images."""
-        with self._lock:
+        with self._reading():
             rows = self._db.execute("SELECT id FROM snapshots UNION SELECT id FROM images").fetchall()
         return {int(number) for (number,) in rows}
 
@@ -104,7 +105,7 @@ class Ledger:
 
     def find(self, name: str) -> Snapshot | None:
         """The snapshot of that name."""
-        with self._lock:
+        with self._reading():
             row = self._db.execute(f"SELECT {_COLUMNS} {_FROM} WHERE s.name = ?", (name,)).fetchone()
         return _snapshot(row) if row else None
 
@@ -122,7 +123,7 @@ class Ledger:
                 UNION ALL SELECT t.parent, depth + 1 FROM below JOIN snapshots t USING (id)
                 WHERE t.parent IS NOT NULL)
             SELECT {_COLUMNS} {_FROM} JOIN below b ON b.id = s.id ORDER BY b.depth"""
-        with self._lock:
+        with self._reading():
             rows = self._db.execute(query, (name,)).fetchall()
         if not rows:
             raise SnapshotMissing(name=name)
@@ -130,13 +131,13 @@ class Ledger:
 
     def everything(self) -> list[Snapshot]:
         """All snapshots, the oldest first."""
-        with self._lock:
+        with self._reading():
             rows = self._db.execute(f"SELECT {_COLUMNS} {_FROM} ORDER BY s.id").fetchall()
         return [_snapshot(row) for row in rows]
 
     def find_layer(self, ref: str, parent: str) -> Snapshot | None:
         """The committed snapshot that stands for the layer with chain ID `ref`, made by `add_layer`."""
-        with self._lock:
+        with self._reading():
             rows = self._db.execute(
                 f"SELECT {_COLUMNS} {_FROM} WHERE s.name IN (?, ?)", (ref, _second_name(ref, parent))
             ).fetchall()
@@ -237,13 +238,13 @@ class Ledger:
 
     def find_image(self, reference: str) -> ImageRecord | None:
         """The image of that name."""
-        with self._lock:
+        with self._reading():
             row = self._db.execute("SELECT id FROM images WHERE reference = ?", (reference,)).fetchone()
         return ImageRecord(int(row[0]), reference) if row else None
 
     def image(self, number: int) -> ImageRecord:
         """An image that a snapshot names."""
-        with self._lock:
+        with self._reading():
             row = self._db.execute("SELECT id, reference FROM images WHERE id = ?", (number,)).fetchone()
         if row is None:
             raise SnapshotMissing(name=f"image {number}")
@@ -251,7 +252,7 @@ class Ledger:
 
     def images(self) -> list[ImageRecord]:
         """All of them."""
-        with self._lock:
+        with self._reading():
             rows = self._db.execute("SELECT id, reference FROM images ORDER BY id").fetchall()
         return [ImageRecord(int(number), reference) for number, reference in rows]
 
@@ -273,7 +274,7 @@ class Ledger:
 
     def released(self) -> list[str]:
         """Digests of images that may have left something in the cache."""
-        with self._lock:
+        with self._reading():
             return [digest for (digest,) in self._db.execute("SELECT digest FROM released").fetchall()]
 
     def forget_released(self, digest: str) -> None:
@@ -282,6 +283,14 @@ class Ledger:
             db.execute("DELETE FROM released WHERE digest = ?", (digest,))
 
     # -- inside
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise SnapshotError(why=f"{self._path}: {error}") from error
 
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
@@ -298,6 +307,8 @@ class Ledger:
             except sqlite3.OperationalError as error:
                 # A full disk; anything else that SQLite calls so needs somebody to look at the disk as well.
                 raise NoRoom(where=self._path, why=str(error)) from error
+            except sqlite3.Error as error:
+                raise SnapshotError(why=f"{self._path}: {error}") from error
 
     def _insert(
         self,

@@ -153,6 +153,8 @@ class Pulls:
             if len(self._pulls) >= PLANS_MAX:
                 now = time.monotonic()
                 self._pulls = {key: pull for key, pull in self._pulls.items() if pull.until > now}
+                if len(self._pulls) >= PLANS_MAX:  # who is in the middle of it goes on with what it has
+                    del self._pulls[next(iter(self._pulls))]
             return self._pulls.setdefault((pulled, is_nydus), _Pull())
 
 

@@ -6,7 +6,6 @@ changes; nothing else is held while a directory is made or an image is mounted.
 """
 
 import fcntl
-import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,8 +31,6 @@ from fuse.snapshotter.mounts import Mount, OverlayOptions, mounts_of
 from fuse.snapshotter.pulls import LazyLayer, Planning, Pulls
 from fuse.snapshotter.records import Kind, Snapshot, SourceLayer
 from rafs.errors import NydusError
-
-log = logging.getLogger(__name__)
 
 IDS_AT_ONCE = 64
 TRIES = 3

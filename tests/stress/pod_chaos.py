@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -123,11 +124,15 @@ def first_line(pod: Pod, number: int) -> str:
     """What a container says first."""
     log, end = pod.log_path(number), time.monotonic() + SEEN_WITHIN_S
     while time.monotonic() < end:
-        lines = log.read_text().splitlines() if log.exists() else []
-        if lines:
-            return lines[0].split(" ", 3)[3]
+        if log.exists() and (lines := whole_lines(log)):
+            return lines[0]
         time.sleep(0.01)
     return "nothing"
+
+
+def whole_lines(log: Path) -> list[str]:
+    """What a container has said, without what is being written: time, stream and a mark stand before it."""
+    return [line.split(" ", 3)[3] for line in log.read_text().split("\n")[:-1]]
 
 
 def forget_all_the_time(stop: threading.Event) -> None:
@@ -151,19 +156,17 @@ def run_pod_chaos(driver: str, kills: int, seconds: float, containers: int) -> P
                 for _ in range(containers):
                     readers.start(image, "/bin/sh", "-c", VERIFY)
                 stop = threading.Event()
-                work = (start_all_the_time, starters, image, stop, report)
-                threads = [
-                    threading.Thread(target=work[0], args=work[1:]),
-                    threading.Thread(target=forget_all_the_time, args=(stop,)),
-                ]
-                for thread in threads:
-                    thread.start()
-                try:
-                    kill_in_turn(host, kills, seconds, report)
-                finally:
-                    stop.set()
-                    for thread in threads:
-                        thread.join()
+                with ThreadPoolExecutor(2) as pool:
+                    work = [
+                        pool.submit(start_all_the_time, starters, image, stop, report),
+                        pool.submit(forget_all_the_time, stop),
+                    ]
+                    try:
+                        kill_in_turn(host, kills, seconds, report)
+                    finally:
+                        stop.set()
+                for done in work:
+                    done.result()  # raises what ended it early: then nothing was shown
                 collect(readers, report)
                 if not report.is_clean:
                     print(host.log()[-4000:], file=sys.stderr)
@@ -173,8 +176,7 @@ def run_pod_chaos(driver: str, kills: int, seconds: float, containers: int) -> P
 def collect(readers: Pod, report: PodChaosReport) -> None:
     """Adds up what the verifying containers have said."""
     for number in range(1, readers.started + 1):
-        for line in readers.log_path(number).read_text().splitlines():
-            said = line.split(" ", 3)[3]
+        for said in whole_lines(readers.log_path(number)):
             if said == PASS:
                 report.passes += 1
             else:

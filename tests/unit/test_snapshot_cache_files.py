@@ -7,6 +7,8 @@ import pytest
 import trio
 
 from backend.cache import BlobCache, BlobShape
+from backend.contract import BackendError
+from backend.metadata import MANIFEST_NAME
 from fuse.snapshotter.cache_files import CacheUsage, forget_image
 
 BLOBS = ["a" * 64, "b" * 64, "c" * 64]
@@ -60,3 +62,21 @@ async def test_who_has_a_blob_open_keeps_it_and_who_comes_later_starts_anew(cach
     assert not fresh.is_ready(0)
     held.close()
     fresh.close()
+
+
+async def test_nothing_goes_while_it_cannot_be_told_what_another_image_needs(cache_dir: Path) -> None:
+    gone, damaged = keep_image(cache_dir, 1, BLOBS[:2]), keep_image(cache_dir, 2, BLOBS[1:])
+    (cache_dir / "images" / damaged.removeprefix("sha256:") / MANIFEST_NAME).write_bytes(b"{")
+    before = sorted((cache_dir / "blobs").iterdir())
+    with pytest.raises(BackendError):
+        await trio.to_thread.run_sync(forget_image, cache_dir, gone, [damaged])
+    assert sorted((cache_dir / "blobs").iterdir()) == before
+    assert CacheUsage(cache_dir).of_image(gone).inodes == 1
+
+
+@pytest.mark.logs_warning
+async def test_an_image_with_a_damaged_manifest_keeps_its_blobs_and_no_others(cache_dir: Path) -> None:
+    damaged = keep_image(cache_dir, 1, BLOBS[:1])
+    (cache_dir / "images" / damaged.removeprefix("sha256:") / MANIFEST_NAME).write_bytes(b"{")
+    await trio.to_thread.run_sync(forget_image, cache_dir, damaged, [])
+    assert CacheUsage(cache_dir).of_image(damaged).inodes == 0

@@ -15,6 +15,7 @@ from fuse.snapshotter.failures import (
     NoRoom,
     RequestInvalid,
     RootUnusable,
+    SnapshotError,
     SnapshotExists,
     SnapshotMissing,
     SnapshotUnfit,
@@ -144,6 +145,22 @@ def test_a_database_of_another_version_is_left_alone(tmp_path: Path) -> None:
     garbage.write_bytes(b"not a database" * 1000)
     with pytest.raises(RootUnusable):
         Ledger(garbage)
+
+
+def test_a_damaged_database_is_an_error_of_the_call(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "db")
+    for number in range(200):
+        ledger.add(1000 + number, Kind.ACTIVE, f"key {number}", "", {"label": "x" * 200})
+    ledger.close()
+    data = bytearray((tmp_path / "db").read_bytes())
+    data[8192:] = b"\xa5" * (len(data) - 8192)
+    (tmp_path / "db").write_bytes(data)
+    ledger = Ledger(tmp_path / "db")
+    with pytest.raises(SnapshotError):
+        ledger.everything()
+    with pytest.raises(SnapshotError):
+        ledger.add(5000, Kind.ACTIVE, "another", "", {})
+    ledger.close()
 
 
 def test_a_full_disk_is_called_that_and_changes_nothing(ledger: Ledger) -> None:

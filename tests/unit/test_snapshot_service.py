@@ -1,9 +1,8 @@
 """Ordinary snapshots and the service itself, over gRPC."""
 
 import os
-import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -187,7 +186,5 @@ def test_a_socket_that_is_served_is_not_taken_over(client: Client, tmp_path: Pat
 
 
 def test_a_second_snapshotter_on_the_same_root_is_refused(client: Client, tmp_path: Path) -> None:
-    registry: Callable[[], Registry] = Registry
     with pytest.raises(SnapshotError, match="another snapshotter uses it"):
-        Snapshotter(client.root, client.mounter, registry(), registry(), tmp_path)
-    shutil.rmtree(tmp_path / "nothing", ignore_errors=True)
+        Snapshotter(client.root, client.mounter, Registry(), Registry(), tmp_path)

@@ -29,7 +29,7 @@ class Cri:
     logs: Path
 
     def call(self, service: str, method: str, request: Any, answer: Any = cri.Empty) -> Any:
-        """One call; tried again while containerd does not reach its snapshotter. Raises `CriError`."""
+        """One call; waits until containerd can be connected to. Raises `CriError`."""
         rpc = self.channel.unary_unary(
             f"/runtime.v1.{service}Service/{method}",
             request_serializer=type(request).SerializeToString,
@@ -95,10 +95,12 @@ class Pod:
         return self.cri.logs / f"{self.id}-{number}.log"
 
     def run(self, container: str, *command: str) -> str:
-        """What a command in a container prints; it must succeed."""
+        """What a command in a container prints; it must succeed. Raises `CriError`."""
         request = cri.ExecSyncRequest(container_id=container, cmd=command, timeout=60)
         done = self.cri.call("Runtime", "ExecSync", request, cri.ExecSyncResponse)
-        assert done.exit_code == 0, (command, done.exit_code, done.stderr)
+        if done.exit_code:
+            why = f"{command} ended with {done.exit_code}: {bytes(done.stderr).decode(errors='replace')}"
+            raise CriError(method="ExecSync", code="UNKNOWN", why=why)
         return bytes(done.stdout).decode()
 
     def remove(self) -> None:
